@@ -93,6 +93,7 @@ typedef struct relayi_attend_kernel {
     int32_t head_dim_multiple; /* takes head dims that are a multiple of this, up to 256 */
     int32_t row_block;         /* rows that share one pass over a K/V tile: stacking pays in
                                   multiples of this */
+    int32_t gflops;            /* rough rate of one thread, for the cost model; 0 = scalar */
     size_t scratch_bytes;      /* for RELAYI_MAX_ROWS rows of head dim 256 */
 } relayi_attend_kernel;
 

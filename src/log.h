@@ -5,9 +5,9 @@
 #include "relay/device.h"
 
 #if defined(__GNUC__)
-#define RELAYI_PRINTF(format, first) __attribute__((format(printf, format, first)))
+#define RELAYI_PRINTF(at, first) __attribute__((format(printf, at, first)))
 #else
-#define RELAYI_PRINTF(format, first)
+#define RELAYI_PRINTF(at, first)
 #endif
 
 /* Logs one line (cut at 1023 bytes).  `device` may be NULL: then it is lost. */
