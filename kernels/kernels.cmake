@@ -8,4 +8,6 @@ set(RELAY_KERNEL_SOURCES
 # The contraction that the compiler may not do by itself is written out in the kernels (fma()).
 if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
   include(${CMAKE_CURRENT_LIST_DIR}/x86/x86.cmake)
+else()
+  list(APPEND RELAY_KERNEL_SOURCES ${RELAY_KERNEL_DIR}/ref/peak_ref.c)
 endif()
