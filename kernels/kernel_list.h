@@ -15,7 +15,7 @@
 #include "kernel.h"
 
 /* Bounds of the x86 families' work areas, asserted where these are defined. */
-enum { RELAYI_SCRATCH_X86_F32 = 576 * 1024, RELAYI_SCRATCH_X86_16BIT = 448 * 1024 };
+enum { RELAYI_SCRATCH_X86_F32 = 832 * 1024, RELAYI_SCRATCH_X86_16BIT = 576 * 1024 };
 
 #define RELAYI_ATTEND_LIST_REF(X)                                 \
     X(f32_ref, RELAYI_DT_F32, 0, RELAYI_DOES_ALL, 0, 8, 1, 0)     \
@@ -28,6 +28,10 @@ enum { RELAYI_SCRATCH_X86_F32 = 576 * 1024, RELAYI_SCRATCH_X86_16BIT = 448 * 102
 #define RELAYI_STATE_LIST_REF(X) X(ref, 0)
 
 #if defined(__x86_64__)
+/* The softmax between the tile products needs the AVX-512 families' instructions. */
+#define RELAYI_NEEDS_AMX (RELAYI_CPU_AMX | RELAYI_CPU_AVX512 | RELAYI_CPU_AVX512BF16)
+enum { RELAYI_SCRATCH_AMX = 912 * 1024 };
+
 #define RELAYI_ATTEND_LIST_X86(X)                                                              \
     X(f32_avx2, RELAYI_DT_F32, RELAYI_CPU_AVX2, RELAYI_DOES_ALL, 0, 16, 6,                     \
       RELAYI_SCRATCH_X86_F32)                                                                  \
@@ -42,7 +46,11 @@ enum { RELAYI_SCRATCH_X86_F32 = 576 * 1024, RELAYI_SCRATCH_X86_16BIT = 448 * 102
     X(bf16_avx512, RELAYI_DT_BF16, RELAYI_CPU_AVX512, RELAYI_DOES_ALL, 0, 16, 12,              \
       RELAYI_SCRATCH_X86_16BIT)                                                                \
     X(bf16_dot_avx512bf16, RELAYI_DT_BF16, RELAYI_CPU_AVX512 | RELAYI_CPU_AVX512BF16,          \
-      RELAYI_DOES_ALL, 1, 16, 12, RELAYI_SCRATCH_X86_16BIT)
+      RELAYI_DOES_ALL, 1, 16, 12, RELAYI_SCRATCH_X86_16BIT)                                    \
+    X(bf16_amx, RELAYI_DT_BF16, RELAYI_NEEDS_AMX, RELAYI_DOES_ALL, 1, 16, 16,                  \
+      RELAYI_SCRATCH_AMX)                                                                      \
+    X(bf16_split_amx, RELAYI_DT_BF16, RELAYI_NEEDS_AMX, RELAYI_DOES_ALL, 0, 16, 16,            \
+      RELAYI_SCRATCH_AMX)
 #define RELAYI_PACK_LIST_X86(X)                      \
     X(f32_avx2, RELAYI_DT_F32, RELAYI_CPU_AVX2)      \
     X(f16_avx2, RELAYI_DT_F16, RELAYI_CPU_AVX2)      \
