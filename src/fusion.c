@@ -80,13 +80,15 @@ static float lse_of(const relay_fuse_args *args, int32_t part, int64_t t, int64_
 static void merge_block(const relayi_kernels *kernels, const relay_fuse_args *args, int64_t t, int64_t h,
                         float top, float denominator, int64_t begin, int32_t count) {
     float merged[BLOCK] = {0}, part[BLOCK];
+    bool first = true; /* taken as it is, not added to 0: that would lose the sign of -0 */
     for (int32_t i = 0; i < args->num_parts; i++) {
         float lse = lse_of(args, i, t, h);
         if (lse == -INFINITY) continue;
         const relay_tensor *from = &args->outputs[i];
         float weight = expf(lse - top) / denominator;
         relayi_load_f32(kernels, from, t * from->stride[0] + h * from->stride[1] + begin, part, count);
-        for (int32_t d = 0; d < count; d++) merged[d] += weight * part[d];
+        for (int32_t d = 0; d < count; d++) merged[d] = first ? weight * part[d] : merged[d] + weight * part[d];
+        first = false;
     }
     relayi_store_f32(kernels, &args->output, t * args->output.stride[0] + h * args->output.stride[1] + begin,
                      merged, count);

@@ -4,7 +4,10 @@
 #define RELAY_COMMANDS_H
 
 /* X(name, what it does), in the order of `relay --help`. */
-#define RELAY_COMMANDS(X) \
+#define RELAY_COMMANDS(X)                                                                      \
+    X(generate, "answers a file of requests that share system prompts")                       \
+    X(bench, "times attention beside the limits of this machine")                              \
+    X(check, "checks this build on this processor: kernels, whole problems, laws")             \
     X(info, "what this processor has, which kernels are chosen, how fast they can be")
 
 #define RELAY_COMMAND_DECLARE(name, summary) int cmd_##name(int argc, char **argv);
