@@ -245,6 +245,22 @@ bool eng_engine_start(eng_engine *e, eng_error *err) {
     return eng_scheduler_create(&scheduler, &e->scheduler, err);
 }
 
+bool eng_engine_prepare(eng_engine *e, int32_t prompt, eng_error *err) {
+    if (e->nodes[prompt] < 0) return true;
+    eng_path path = eng_prompt_set_path(e->prompts, e->nodes[prompt]);
+    for (;;) {
+        int32_t node;
+        bool full;
+        eng_prompt_state state = eng_prompt_set_pin(e->prompts, &path, &node, err);
+        if (state == ENG_PROMPT_READY) eng_prompt_set_unpin(e->prompts, &path);
+        if (state != ENG_PROMPT_MISSING) return state == ENG_PROMPT_READY;
+        if (eng_prompt_set_filling(e->prompts) == NULL && !eng_prompt_set_begin(e->prompts, node, false, &full, err))
+            return false;
+        while (eng_prompt_set_filling(e->prompts) != NULL)
+            if (!eng_scheduler_step(e->scheduler, err)) return false;
+    }
+}
+
 static void link_answer(eng_engine *e, eng_answer *a) {
     a->previous = NULL;
     a->next = e->answers;
@@ -311,8 +327,8 @@ void eng_engine_cancel(eng_engine *e, eng_answer *answer) {
     eng_scheduler_cancel(e->scheduler, &answer->request);
 }
 
-void eng_engine_drop_waiting(eng_engine *e) {
-    eng_scheduler_drop_waiting(e->scheduler);
+void eng_engine_drop(eng_engine *e, bool all) {
+    eng_scheduler_drop(e->scheduler, all);
 }
 
 bool eng_engine_busy(const eng_engine *e) {
@@ -351,6 +367,10 @@ const eng_scheduler *eng_engine_scheduler(const eng_engine *e) {
 
 const eng_prompt_set *eng_engine_prompts(const eng_engine *e) {
     return e->prompts;
+}
+
+int32_t eng_engine_shared_index(const eng_engine *e, int32_t prompt) {
+    return e->nodes[prompt];
 }
 
 const char *eng_engine_template_name(const eng_engine *e) {

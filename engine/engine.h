@@ -45,6 +45,9 @@ bool eng_engine_add_prompt_tokens(eng_engine *engine, const int32_t *tokens, int
 /* All prompts are known: from here on requests are taken. */
 bool eng_engine_start(eng_engine *engine, eng_error *err);
 
+/* Brings a prompt's K/V in, from the cache or by computing it, before any request wants it. */
+bool eng_engine_prepare(eng_engine *engine, int32_t prompt, eng_error *err);
+
 enum { ENG_NO_PROMPT = -1 };
 
 typedef struct eng_submission {
@@ -75,8 +78,9 @@ bool eng_engine_continue(eng_engine *engine, eng_answer *answer, const char *tex
 
 void eng_engine_cancel(eng_engine *engine, eng_answer *answer);
 
-/* Gives up the requests that have not begun to be answered; they are freed. */
-void eng_engine_drop_waiting(eng_engine *engine);
+/* Gives up the requests that have not begun to be answered, or all: polling gives them out with
+ * ENG_FINISH_NONE. */
+void eng_engine_drop(eng_engine *engine, bool all);
 
 bool eng_engine_busy(const eng_engine *engine);
 bool eng_engine_step(eng_engine *engine, eng_error *err);
@@ -90,6 +94,7 @@ void eng_engine_free_answer(eng_engine *engine, eng_answer *answer);
 const eng_model *eng_engine_model(const eng_engine *engine);
 const eng_scheduler *eng_engine_scheduler(const eng_engine *engine);
 const eng_prompt_set *eng_engine_prompts(const eng_engine *engine);
+int32_t eng_engine_shared_index(const eng_engine *engine, int32_t prompt); /* in that set; -1: not in it */
 const char *eng_engine_template_name(const eng_engine *engine);
 relay_dtype eng_engine_kv_dtype(const eng_engine *engine);
 

@@ -92,6 +92,11 @@ eng_path eng_prompt_set_path(const eng_prompt_set *set, int32_t prompt) {
     return eng_trie_path(&set->trie, set->trie.prompts[prompt].leaf);
 }
 
+const char *eng_prompt_set_key(const eng_prompt_set *set, int32_t prompt) {
+    int32_t leaf = set->trie.prompts[prompt].leaf;
+    return leaf < 0 ? NULL : set->nodes[leaf].key;
+}
+
 eng_path eng_prompt_set_match(const eng_prompt_set *set, int32_t prompt, const int32_t *tokens, int32_t count) {
     const eng_trie_prompt *p = &set->trie.prompts[prompt];
     int32_t common = 0, limit = count - 1 < p->count ? count - 1 : p->count;

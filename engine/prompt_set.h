@@ -82,6 +82,9 @@ int32_t eng_prompt_set_nodes(const eng_prompt_set *set);
 const relay_prompt *eng_prompt_set_handle(const eng_prompt_set *set, int32_t node);
 eng_path eng_prompt_set_path(const eng_prompt_set *set, int32_t prompt);
 
+/* The key of a prompt's last node, which names the whole prompt; NULL where it has none. */
+const char *eng_prompt_set_key(const eng_prompt_set *set, int32_t prompt);
+
 typedef struct eng_prompt_set_stats {
     int64_t tokens_computed;
     double seconds_computing;

@@ -70,9 +70,9 @@ void eng_scheduler_destroy(eng_scheduler *s) {
 
 /* ---- ends --------------------------------------------------------------- */
 
-static void finish(eng_scheduler *s, eng_request *r, eng_finish how) {
+static void end(eng_scheduler *s, eng_request *r, eng_finish how) {
     r->finish = how;
-    if (!r->keep_pages || how == ENG_FINISH_ERROR) take_back(s, r);
+    if (!r->keep_pages || how == ENG_FINISH_ERROR || how == ENG_FINISH_NONE) take_back(s, r);
     eng_queue_push(&s->finished, r);
 }
 
@@ -82,11 +82,11 @@ static void remove_running(eng_scheduler *s, int32_t index) {
 }
 
 void eng_scheduler_cancel(eng_scheduler *s, eng_request *r) {
-    if (eng_queue_remove(&s->waiting, r)) finish(s, r, ENG_FINISH_STOP);
+    if (eng_queue_remove(&s->waiting, r)) end(s, r, ENG_FINISH_STOP);
     for (int32_t i = 0; i < s->num_running; i++) {
         if (s->running[i] != r) continue;
         remove_running(s, i);
-        finish(s, r, ENG_FINISH_STOP);
+        end(s, r, ENG_FINISH_STOP);
         return;
     }
 }
@@ -123,7 +123,7 @@ static void enqueue(eng_scheduler *s, eng_request *r) {
     r->seniority = s->next_seniority++;
     r->finish = ENG_FINISH_NONE;
     if (can_ever_run(s, r, &r->error)) eng_queue_push(&s->waiting, r);
-    else finish(s, r, ENG_FINISH_ERROR);
+    else end(s, r, ENG_FINISH_ERROR);
 }
 
 void eng_scheduler_add(eng_scheduler *s, eng_request *r) {
@@ -136,12 +136,16 @@ void eng_scheduler_add_again(eng_scheduler *s, eng_request *r) {
     enqueue(s, r);
 }
 
-void eng_scheduler_drop_waiting(eng_scheduler *s) {
+void eng_scheduler_drop(eng_scheduler *s, bool all) {
     eng_request *r = s->waiting.first, *next;
     for (; r != NULL; r = next) {
         next = r->next;
-        if (eng_request_answer_tokens(r) == 0) eng_queue_remove(&s->waiting, r);
+        if (!all && eng_request_answer_tokens(r) > 0) continue;
+        eng_queue_remove(&s->waiting, r);
+        end(s, r, ENG_FINISH_NONE);
     }
+    for (int32_t i = 0; all && i < s->num_running; i++) end(s, s->running[i], ENG_FINISH_NONE);
+    if (all) s->num_running = 0;
     eng_prompt_set_abandon(s->options.prompts);
 }
 
@@ -207,7 +211,7 @@ static void admit(eng_scheduler *s) {
         if (result == PROMPT_MISSING) continue;
         eng_queue_remove(&s->waiting, r);
         if (result == ADMITTED) insert_running(s, r);
-        else finish(s, r, ENG_FINISH_ERROR);
+        else end(s, r, ENG_FINISH_ERROR);
     }
 }
 
@@ -273,7 +277,7 @@ static void add_token(eng_scheduler *s, eng_request *r, float *logits) {
     if (how == ENG_FINISH_NONE) return;
     for (int32_t i = 0; i < s->num_running; i++)
         if (s->running[i] == r) remove_running(s, i);
-    finish(s, r, how);
+    end(s, r, how);
 }
 
 static bool use_results(eng_scheduler *s, double seconds, eng_error *err) {
@@ -302,7 +306,7 @@ static void refuse_first(eng_scheduler *s) {
     if (r == NULL) return;
     eng_fail(&r->error, "no room in the K/V pool: %d of %d pages are free", (int)eng_kv_pool_free_pages(s->options.pool),
              (int)eng_kv_pool_pages(s->options.pool));
-    finish(s, r, ENG_FINISH_ERROR);
+    end(s, r, ENG_FINISH_ERROR);
 }
 
 bool eng_scheduler_step(eng_scheduler *s, eng_error *err) {

@@ -45,9 +45,9 @@ void eng_scheduler_cancel(eng_scheduler *scheduler, eng_request *request);
 /* Takes back the pages and pins that a finished request kept. */
 void eng_scheduler_release(eng_scheduler *scheduler, eng_request *request);
 
-/* Forgets the requests that have no token of an answer yet and wait; they are the caller's again,
- * unfinished. */
-void eng_scheduler_drop_waiting(eng_scheduler *scheduler);
+/* Gives up the requests that wait and have no token of an answer yet, or all there are: poll gives them
+ * out with ENG_FINISH_NONE. */
+void eng_scheduler_drop(eng_scheduler *scheduler, bool all);
 
 /* One forward step.  False where the model or memory failed: no request is lost, none goes on. */
 bool eng_scheduler_step(eng_scheduler *scheduler, eng_error *err);

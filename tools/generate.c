@@ -120,7 +120,7 @@ static void write_answer(generate_run *run, const eng_answer *answer) {
 static void write_finished(generate_run *run) {
     eng_answer *answer;
     while ((answer = eng_engine_poll(run->engine)) != NULL) {
-        if (!run->broken) write_answer(run, answer);
+        if (!run->broken && answer->request.finish != ENG_FINISH_NONE) write_answer(run, answer);
         free_ticket(answer->user);
         eng_engine_free_answer(run->engine, answer);
         run->in_hand--;
@@ -223,7 +223,7 @@ static void show_progress(generate_run *run) {
 
 static void begin_stopping(generate_run *run) {
     run->stopping = true;
-    eng_engine_drop_waiting(run->engine);
+    eng_engine_drop(run->engine, false);
 }
 
 static void serve(generate_run *run) {
@@ -240,6 +240,8 @@ static void serve(generate_run *run) {
         write_finished(run);
         show_progress(run);
     }
+    eng_engine_drop(run->engine, true); /* of a broken run */
+    write_finished(run);
     run->counts.seconds = eng_seconds() - begun;
     run->counts.refused = run->source.refused;
     progress_clear(&run->bar);
@@ -343,7 +345,7 @@ int cmd_generate(int argc, char **argv) {
         {OPT_FLAG("force", &o.force, "replace an --out that holds answers, which is refused otherwise")},
         {OPT_STRING("stats", "FILE.json", &o.stats, "what was computed, and how fast; - is stdout")},
         {OPT_INT("batch", "N", &o.batch, 1, 4096, "requests answered at once, at most")},
-        SERVE_SPECS(&o.serve),
+        SERVE_SPECS(&o.serve, "0"),
         {OPT_FLAG("ignore-eos", &o.ignore_eos, "every answer runs to its max tokens: for timing")},
         {OPT_FLAG("repeatable", &o.repeatable, "an answer's bits do not depend on the other requests of its batch; slower")},
     };

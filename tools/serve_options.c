@@ -10,7 +10,7 @@ const char *const serve_kv_words[] = {"auto", "f32", "bf16", "f16", NULL};
 const char *const serve_compute_words[] = {"auto", "f32", "bf16", NULL};
 
 serve_options serve_options_defaults(void) {
-    return (serve_options){.max_tokens = 256, .top_p = 1, .repetition_penalty = 1, .kv_memory = UINT64_C(1) << 30};
+    return (serve_options){.max_tokens = 256, .temperature = -1, .top_p = 1, .repetition_penalty = 1, .kv_memory = UINT64_C(1) << 30};
 }
 
 void serve_fill(const serve_options *o, eng_engine_options *engine) {
@@ -28,7 +28,7 @@ void serve_fill(const serve_options *o, eng_engine_options *engine) {
 }
 
 eng_sampling serve_sampling(const serve_options *o) {
-    return (eng_sampling){.temperature = (float)o->temperature, .top_k = o->top_k, .top_p = (float)o->top_p,
+    return (eng_sampling){.temperature = o->temperature < 0 ? 0 : (float)o->temperature, .top_k = o->top_k, .top_p = (float)o->top_p,
                           .min_p = (float)o->min_p, .repetition_penalty = (float)o->repetition_penalty,
                           .seed = (uint64_t)o->seed};
 }
