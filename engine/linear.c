@@ -155,26 +155,34 @@ typedef struct job {
 
 static void pack_row_f32(const job *j, int64_t r) {
     const eng_linear *linear = j->linear;
-    float *to = (float *)j->packed_x + r * linear->in_padded;
+    float *to = (float *)j->packed_x + r * eng_x_stride(linear->in_padded);
     const float *x = j->x + r * j->x_stride;
     if (linear->round_x) for (int64_t i = 0; i < linear->in; i++) to[i] = eng_f32_of_bf16(eng_bf16_of_f32(x[i]));
     else memcpy(to, x, (size_t)linear->in * sizeof *x);
     memset(to + linear->in, 0, (size_t)(linear->in_padded - linear->in) * sizeof *to);
 }
 
+/* One step of ENG_INPUT_STEP numbers, of which `count` exist; the whole step is a loop that vectorises. */
+static void pack_step_bf16(const float *x, int64_t count, uint16_t *to) {
+    if (count >= ENG_INPUT_STEP) {
+        for (int n = 0; n < ENG_INPUT_STEP; n++) to[n] = eng_bf16_of_f32(x[n]);
+        return;
+    }
+    for (int n = 0; n < ENG_INPUT_STEP; n++) to[n] = n < count ? eng_bf16_of_f32(x[n]) : 0;
+}
+
 static void pack_row_bf16(const job *j, int64_t r) {
     const eng_linear *linear = j->linear;
     const bool tiles = linear->kernel->x_layout == ENG_TILES_BF16;
     const int64_t step_stride = tiles ? ENG_TILE_ROWS * ENG_INPUT_STEP : ENG_INPUT_STEP;
-    uint16_t *to = (uint16_t *)j->packed_x + r * linear->in_padded;
+    uint16_t *to = (uint16_t *)j->packed_x + r * eng_x_stride(linear->in_padded);
     if (tiles)
         to = (uint16_t *)j->packed_x + r / ENG_TILE_ROWS * ENG_TILE_ROWS * linear->in_padded +
              r % ENG_TILE_ROWS * ENG_INPUT_STEP;
     const int64_t in = r < j->rows ? linear->in : 0;
-    const float *x = j->x + r * j->x_stride;
-    for (int64_t i = 0; i < linear->in_padded; i += ENG_INPUT_STEP, to += step_stride) {
-        for (int n = 0; n < ENG_INPUT_STEP; n++) to[n] = i + n < in ? eng_bf16_of_f32(x[i + n]) : 0;
-    }
+    const float *x = j->x + (r < j->rows ? r : 0) * j->x_stride;
+    for (int64_t i = 0; i < linear->in_padded; i += ENG_INPUT_STEP, to += step_stride)
+        pack_step_bf16(x + (i < in ? i : 0), in - i, to);
 }
 
 static void pack_row(const job *j, int64_t r) {
@@ -182,13 +190,19 @@ static void pack_row(const job *j, int64_t r) {
     else pack_row_bf16(j, r);
 }
 
+static size_t packed_row_bytes(const eng_linear *linear) {
+    const size_t in = (size_t)linear->in_padded, stride = (size_t)eng_x_stride(linear->in_padded);
+    if (linear->kernel->x_layout == ENG_TILES_BF16) return in * sizeof(uint16_t);
+    return stride * (linear->kernel->x_layout == ENG_ROWS_F32 ? sizeof(float) : sizeof(uint16_t));
+}
+
 static void multiply_panel(const job *j, int64_t p) {
     const eng_linear *linear = j->linear;
     const eng_linear_kernel *kernel = linear->kernel;
     const char *panel = (const char *)linear->weights + (size_t)p * panel_bytes(linear);
-    const size_t x_row = (size_t)linear->in_padded * (kernel->x_layout == ENG_ROWS_F32 ? 4 : 2);
+    const size_t x_row = packed_row_bytes(linear);
     const int64_t columns = linear->out - p * ENG_PANEL;
-    float edge[ENG_TILE_ROWS * 2 * ENG_PANEL]; /* a last panel is wider than y */
+    float edge[ENG_MAX_KERNEL_ROWS * ENG_PANEL]; /* a last panel is wider than y */
     for (int32_t r = 0; r < j->rows; r += kernel->max_rows) {
         int32_t rows = j->rows - r < kernel->max_rows ? j->rows - r : kernel->max_rows;
         const char *x = (const char *)j->packed_x + (size_t)r * x_row;
@@ -222,7 +236,7 @@ bool eng_linear_apply(const eng_linear *linear, eng_linear_scratch *scratch, int
     job j = {.linear = linear, .rows = rows, .rows_padded = rows, .x = x, .x_stride = x_stride, .y = y,
              .y_stride = y_stride};
     if (linear->kernel->x_layout == ENG_TILES_BF16) j.rows_padded = round_up(rows, ENG_TILE_ROWS);
-    if (!grow(scratch, (size_t)j.rows_padded * (size_t)linear->in_padded * sizeof(float), err)) return false;
+    if (!grow(scratch, (size_t)j.rows_padded * packed_row_bytes(linear), err)) return false;
     j.packed_x = scratch->data;
     run_job(&j);
     return true;

@@ -5,11 +5,11 @@
 /* 6 rows by 2 vectors, half a panel at a time: 12 accumulators of 16 registers. */
 enum { MAX_ROWS = 6, HALF_PANEL = ENG_PANEL / 2 };
 
-static inline __attribute__((always_inline)) void add(int rows, __m256 (*sum)[2], const float *x, int64_t in,
+static inline __attribute__((always_inline)) void add(int rows, __m256 (*sum)[2], const float *x, int64_t x_stride,
                                                       __m256 w0, __m256 w1) {
 #pragma GCC unroll 6
     for (int r = 0; r < rows; r++) {
-        __m256 v = _mm256_broadcast_ss(x + r * in);
+        __m256 v = _mm256_broadcast_ss(x + r * x_stride);
         sum[r][0] = _mm256_fmadd_ps(v, w0, sum[r][0]);
         sum[r][1] = _mm256_fmadd_ps(v, w1, sum[r][1]);
     }
@@ -26,14 +26,15 @@ static inline __attribute__((always_inline)) void store(int rows, const __m256 (
 static inline __attribute__((always_inline)) void bf16_half(int rows, int64_t in, const float *x, const char *w,
                                                             float *y, int64_t y_stride) {
     const __m256i high = _mm256_set1_epi32((int)0xFFFF0000);
+    const int64_t x_stride = eng_x_stride(in);
     __m256 sum[MAX_ROWS][2];
 #pragma GCC unroll 6
     for (int r = 0; r < rows; r++) sum[r][0] = sum[r][1] = _mm256_setzero_ps();
     for (int64_t i = 0; i < in; i += 2, w += 4 * ENG_PANEL) {
         __m256i p0 = _mm256_load_si256((const __m256i *)w), p1 = _mm256_load_si256((const __m256i *)(w + 32));
-        add(rows, sum, x + i, in, _mm256_castsi256_ps(_mm256_slli_epi32(p0, 16)),
+        add(rows, sum, x + i, x_stride, _mm256_castsi256_ps(_mm256_slli_epi32(p0, 16)),
             _mm256_castsi256_ps(_mm256_slli_epi32(p1, 16)));
-        add(rows, sum, x + i + 1, in, _mm256_castsi256_ps(_mm256_and_si256(p0, high)),
+        add(rows, sum, x + i + 1, x_stride, _mm256_castsi256_ps(_mm256_and_si256(p0, high)),
             _mm256_castsi256_ps(_mm256_and_si256(p1, high)));
     }
     store(rows, (const __m256(*)[2])sum, y, y_stride);
@@ -41,11 +42,12 @@ static inline __attribute__((always_inline)) void bf16_half(int rows, int64_t in
 
 static inline __attribute__((always_inline)) void f32_half(int rows, int64_t in, const float *x, const float *w,
                                                            float *y, int64_t y_stride) {
+    const int64_t x_stride = eng_x_stride(in);
     __m256 sum[MAX_ROWS][2];
 #pragma GCC unroll 6
     for (int r = 0; r < rows; r++) sum[r][0] = sum[r][1] = _mm256_setzero_ps();
     for (int64_t i = 0; i < in; i++, w += ENG_PANEL)
-        add(rows, sum, x + i, in, _mm256_load_ps(w), _mm256_load_ps(w + 8));
+        add(rows, sum, x + i, x_stride, _mm256_load_ps(w), _mm256_load_ps(w + 8));
     store(rows, (const __m256(*)[2])sum, y, y_stride);
 }
 

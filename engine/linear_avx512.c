@@ -13,11 +13,11 @@ static inline __attribute__((always_inline)) void store(int rows, const __m512 (
     }
 }
 
-static inline __attribute__((always_inline)) void add(int rows, __m512 (*sum)[2], const float *x, int64_t in,
+static inline __attribute__((always_inline)) void add(int rows, __m512 (*sum)[2], const float *x, int64_t x_stride,
                                                       __m512 w0, __m512 w1) {
 #pragma GCC unroll 12
     for (int r = 0; r < rows; r++) {
-        __m512 v = _mm512_set1_ps(x[r * in]);
+        __m512 v = _mm512_set1_ps(x[r * x_stride]);
         sum[r][0] = _mm512_fmadd_ps(v, w0, sum[r][0]);
         sum[r][1] = _mm512_fmadd_ps(v, w1, sum[r][1]);
     }
@@ -26,6 +26,7 @@ static inline __attribute__((always_inline)) void add(int rows, __m512 (*sum)[2]
 static inline __attribute__((always_inline)) void bf16_rows(int rows, int64_t in, const float *x, const char *w,
                                                             float *y, int64_t y_stride) {
     const __m512i high = _mm512_set1_epi32((int)0xFFFF0000);
+    const int64_t x_stride = eng_x_stride(in);
     __m512 sum[MAX_ROWS][2];
 #pragma GCC unroll 12
     for (int r = 0; r < rows; r++) sum[r][0] = sum[r][1] = _mm512_setzero_ps();
@@ -33,9 +34,9 @@ static inline __attribute__((always_inline)) void bf16_rows(int rows, int64_t in
         __m512i p0 = _mm512_load_si512(w), p1 = _mm512_load_si512(w + 64);
         _mm_prefetch(w + AHEAD, _MM_HINT_T0);
         _mm_prefetch(w + AHEAD + 64, _MM_HINT_T0);
-        add(rows, sum, x + i, in, _mm512_castsi512_ps(_mm512_slli_epi32(p0, 16)),
+        add(rows, sum, x + i, x_stride, _mm512_castsi512_ps(_mm512_slli_epi32(p0, 16)),
             _mm512_castsi512_ps(_mm512_slli_epi32(p1, 16)));
-        add(rows, sum, x + i + 1, in, _mm512_castsi512_ps(_mm512_and_si512(p0, high)),
+        add(rows, sum, x + i + 1, x_stride, _mm512_castsi512_ps(_mm512_and_si512(p0, high)),
             _mm512_castsi512_ps(_mm512_and_si512(p1, high)));
     }
     store(rows, (const __m512(*)[2])sum, y, y_stride);
@@ -43,13 +44,14 @@ static inline __attribute__((always_inline)) void bf16_rows(int rows, int64_t in
 
 static inline __attribute__((always_inline)) void f32_rows(int rows, int64_t in, const float *x, const float *w,
                                                            float *y, int64_t y_stride) {
+    const int64_t x_stride = eng_x_stride(in);
     __m512 sum[MAX_ROWS][2];
 #pragma GCC unroll 12
     for (int r = 0; r < rows; r++) sum[r][0] = sum[r][1] = _mm512_setzero_ps();
     for (int64_t i = 0; i < in; i++, w += ENG_PANEL) {
         _mm_prefetch((const char *)w + AHEAD, _MM_HINT_T0);
         _mm_prefetch((const char *)w + AHEAD + 64, _MM_HINT_T0);
-        add(rows, sum, x + i, in, _mm512_load_ps(w), _mm512_load_ps(w + 16));
+        add(rows, sum, x + i, x_stride, _mm512_load_ps(w), _mm512_load_ps(w + 16));
     }
     store(rows, (const __m512(*)[2])sum, y, y_stride);
 }

@@ -14,6 +14,7 @@ static inline __attribute__((always_inline)) __m512bh broadcast_pair(const uint1
 
 static inline __attribute__((always_inline)) void dot_rows(int rows, int64_t in, const uint16_t *x, const char *w,
                                                            float *y, int64_t y_stride) {
+    const int64_t x_stride = eng_x_stride(in);
     __m512 sum[MAX_ROWS][2];
 #pragma GCC unroll 12
     for (int r = 0; r < rows; r++) sum[r][0] = sum[r][1] = _mm512_setzero_ps();
@@ -23,7 +24,7 @@ static inline __attribute__((always_inline)) void dot_rows(int rows, int64_t in,
         _mm_prefetch(w + AHEAD + 64, _MM_HINT_T0);
 #pragma GCC unroll 12
         for (int r = 0; r < rows; r++) {
-            __m512bh v = broadcast_pair(x + r * in + i);
+            __m512bh v = broadcast_pair(x + r * x_stride + i);
             sum[r][0] = _mm512_dpbf16_ps(sum[r][0], v, w0);
             sum[r][1] = _mm512_dpbf16_ps(sum[r][1], v, w1);
         }

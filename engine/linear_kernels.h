@@ -13,14 +13,19 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-enum { ENG_PANEL = 32, ENG_INPUT_STEP = 32, ENG_TILE_ROWS = 16 };
+enum { ENG_PANEL = 32, ENG_INPUT_STEP = 32, ENG_TILE_ROWS = 16, ENG_MAX_KERNEL_ROWS = 256 };
 
 /* How a kernel wants the activations. */
 typedef enum eng_rows_layout {
-    ENG_ROWS_F32,  /* [rows][in] */
-    ENG_ROWS_BF16, /* [rows][in] */
+    ENG_ROWS_F32,  /* [rows][eng_x_stride(in)] */
+    ENG_ROWS_BF16, /* [rows][eng_x_stride(in)] */
     ENG_TILES_BF16 /* [rows/16][in/32][16][32], missing rows zero */
 } eng_rows_layout;
+
+/* Rows a power of two apart would all fall into one set of the first-level cache. */
+static inline int64_t eng_x_stride(int64_t in) {
+    return in + ENG_INPUT_STEP;
+}
 
 /* y[rows][ENG_PANEL] = x times one panel; rows <= the kernel's max_rows, `in` the padded length. */
 typedef void (*eng_panel_fn)(int32_t rows, int64_t in, const void *x, const void *panel, float *y, int64_t y_stride);

@@ -6,7 +6,7 @@ enum { MAX_ROWS = 4 };
 
 static void panel_bf16(int32_t rows, int64_t in, const void *x, const void *panel, float *y, int64_t y_stride) {
     for (int32_t r = 0; r < rows; r++) {
-        const float *row = (const float *)x + r * in;
+        const float *row = (const float *)x + r * eng_x_stride(in);
         const uint16_t *w = panel;
         float sum[ENG_PANEL] = {0};
         for (int64_t i = 0; i < in; i += 2, w += 2 * ENG_PANEL) {
@@ -19,7 +19,7 @@ static void panel_bf16(int32_t rows, int64_t in, const void *x, const void *pane
 
 static void panel_f32(int32_t rows, int64_t in, const void *x, const void *panel, float *y, int64_t y_stride) {
     for (int32_t r = 0; r < rows; r++) {
-        const float *row = (const float *)x + r * in, *w = panel;
+        const float *row = (const float *)x + r * eng_x_stride(in), *w = panel;
         float sum[ENG_PANEL] = {0};
         for (int64_t i = 0; i < in; i++, w += ENG_PANEL)
             for (int n = 0; n < ENG_PANEL; n++) sum[n] += row[i] * w[n];
