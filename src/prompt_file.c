@@ -21,7 +21,6 @@
 #define MAGIC "RELAYKV\n"
 #define FORMAT_VERSION 1
 #define BYTE_ORDER_MARK UINT32_C(0x01020304)
-#define OTHER_BYTE_ORDER UINT32_C(0x04030201)
 #define PAYLOAD_ALIGNMENT 4096
 #define READ_BYTES ((size_t)1 << 20) /* read and summed at a time: stays in the L2 cache */
 
@@ -233,7 +232,7 @@ static relay_status read_preamble(reader *r) {
 static relay_status check_format(const reader *r, const file_header *header) {
     char what[96];
     if (memcmp(header->magic, MAGIC, sizeof header->magic) != 0) return reject(r, "is no prompt file");
-    if (header->byte_order == OTHER_BYTE_ORDER) return reject(r, "was written in the other byte order");
+    if (header->byte_order != BYTE_ORDER_MARK) return reject(r, "was written in another byte order");
     if (header->format_version != FORMAT_VERSION) {
         snprintf(what, sizeof what, "has format version %u, expected %u", header->format_version,
                  FORMAT_VERSION);

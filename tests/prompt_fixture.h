@@ -182,12 +182,12 @@ static inline relay_status look_up(relay_prompt_cache *cache, const char *key) {
 /* ---- directories ---- */
 
 static inline void remove_tree(const char *directory) {
-    char path[600];
+    char path[900];
     DIR *open = opendir(directory);
     if (open == NULL) return;
     for (struct dirent *entry = readdir(open); entry != NULL; entry = readdir(open)) {
         if (strcmp(entry->d_name, ".") == 0 || strcmp(entry->d_name, "..") == 0) continue;
-        snprintf(path, sizeof path, "%s/%s", directory, entry->d_name);
+        if (snprintf(path, sizeof path, "%s/%s", directory, entry->d_name) >= (int)sizeof path) continue;
         if (unlink(path) != 0) remove_tree(path);
     }
     closedir(open);
