@@ -15,8 +15,8 @@ import torch
 from gguf import GGUFReader
 from transformers import AutoModelForCausalLM
 
-NORMAL, CONTROL, USER_DEFINED, BYTE = 1, 3, 4, 6  # token types of a GGUF vocabulary
-SPACE = "\u2581"                                  # how SentencePiece writes a space
+NORMAL, CONTROL, USER_DEFINED = 1, 3, 4  # token types of a GGUF vocabulary
+SPACE = "\u2581"                            # how SentencePiece writes a space
 
 
 def read_vocabulary(path):
@@ -25,12 +25,8 @@ def read_vocabulary(path):
     field = lambda name: reader.fields["tokenizer.ggml." + name]
     tokens = [bytes(field("tokens").parts[i]).decode() for i in field("tokens").data]
     types = [int(field("token_type").parts[i][0]) for i in field("token_type").data]
-    for i, token in enumerate(tokens):
-        if types[i] == USER_DEFINED:
-            tokens[i] = token.replace(" ", SPACE)  # GGUF spells runs of spaces literally
-        elif token == "<0x09>":
-            tokens[i] = "\t"                       # the tab is a token of its own there
-    return tokens, types
+    # GGUF spells the tokens that are runs of spaces literally
+    return [t.replace(" ", SPACE) if kind == USER_DEFINED else t for t, kind in zip(tokens, types)], types
 
 
 def merges_of(tokens, types):
