@@ -1,0 +1,27 @@
+# A thin face on CMake and the scripts.  `make demo` first, `make test` second.
+BUILD ?= build
+JOBS ?= $(shell nproc)
+
+.PHONY: all deps demo test install clean help
+
+all: deps ## install what is missing, then build the library, the engine and `relay` into build/
+	cmake -S . -B $(BUILD) -G Ninja -DCMAKE_BUILD_TYPE=Release
+	cmake --build $(BUILD) -j $(JOBS)
+
+deps: ## install the Debian packages that are missing
+	@scripts/install-deps
+
+demo: all ## answer 64 requests over one handbook of 4,000 tokens, with the relay and without
+	@scripts/demo $(BUILD)/relay
+
+test: all ## run everything (20 to 30 minutes on two cores)
+	@scripts/test $(BUILD)
+
+install: all ## install headers, libraries, pkg-config file, CMake package and `relay` (PREFIX=/usr/local)
+	cmake --install $(BUILD) --prefix $(or $(PREFIX),/usr/local)
+
+clean: ## remove what was built
+	rm -rf $(BUILD) build-asan build-tsan demo
+
+help: ## this list
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 10
