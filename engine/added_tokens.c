@@ -162,15 +162,6 @@ static bool load_list(eng_added_tokens *added, const json_t *json, const eng_voc
     return true;
 }
 
-/* Special tokens are known by what they decode to, which may be another token's content. */
-static void mark_skipped(eng_added_tokens *added) {
-    for (size_t i = 0; i < added->count; i++) {
-        eng_added_token *token = &added->list[i];
-        int32_t id = eng_added_tokens_find(added, added->texts.data + token->normal_begin, token->normal_size);
-        token->skips = id >= 0 && added->list[added->contents.by_id[id] - 1].special;
-    }
-}
-
 static int by_id(const void *a, const void *b) {
     int32_t left = ((const eng_added_token *)a)->id, right = ((const eng_added_token *)b)->id;
     return (left > right) - (left < right);
@@ -193,7 +184,6 @@ bool eng_added_tokens_load(const json_t *json, const eng_vocab *vocab, const eng
         eng_added_tokens_free(out);
         return false;
     }
-    mark_skipped(out);
     if (out->count > 0) qsort(out->list, out->count, sizeof *out->list, by_id);
     if (build_trees(out, err)) return true;
     eng_added_tokens_free(out);

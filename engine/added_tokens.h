@@ -15,9 +15,8 @@
 typedef struct eng_added_token {
     int32_t id;
     size_t content_begin, content_size; /* in `texts` */
-    size_t normal_begin, normal_size;   /* what is looked for and decoded: the content, normalised if so asked */
+    size_t normal_begin, normal_size;   /* what is looked for: the content, normalised if so asked */
     bool single_word, lstrip, rstrip, normalized, special;
-    bool skips; /* left out where special tokens are skipped */
 } eng_added_token;
 
 /* A tree of bytes over the texts looked for; node 0 is the root. */

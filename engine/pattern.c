@@ -6,7 +6,6 @@
 #include <string.h>
 
 #include "json_read.h"
-#include "unicode.h"
 #include "utf8.h"
 
 struct eng_pattern {
@@ -113,25 +112,6 @@ static bool find_literal(const eng_bytes *literal, const char *text, size_t size
     return add_rest(out, covered, size, err);
 }
 
-/* PCRE2 knows an older Unicode than the package's Oniguruma: where newer characters occur, it matches against a
- * copy in which older ones of the same kind and length stand for them. */
-static bool choose_subject(const char **text, size_t size, eng_bytes *copy, eng_error *err) {
-    const char *original = *text;
-    copy->size = 0;
-    for (size_t at = 0, length; at < size; at += length) {
-        if ((unsigned char)original[at] < 0xE0) { /* code points below U+0800 are as old as the tables */
-            length = 1;
-            continue;
-        }
-        uint32_t code = eng_utf8_decode(original + at, size - at, &length), older = eng_unicode_older(code);
-        if (older == code) continue;
-        if (copy->size == 0 && !eng_bytes_append(copy, original, size, err)) return false;
-        eng_utf8_encode(older, copy->data + at);
-        *text = copy->data;
-    }
-    return true;
-}
-
 static int match_once(const pcre2_code *regex, const char *text, size_t size, size_t from, pcre2_match_data *match) {
     int found = pcre2_match(regex, (PCRE2_SPTR)text, size, from, PCRE2_NO_UTF_CHECK, match, NULL);
     if (found == PCRE2_ERROR_JIT_STACKLIMIT)
@@ -148,7 +128,6 @@ static bool fail_match(int code, eng_error *err) {
 static bool find_regex(const pcre2_code *regex, const char *text, size_t size, eng_spans *out, eng_error *err) {
     if (out->match == NULL) out->match = pcre2_match_data_create(1, NULL);
     if (out->match == NULL) return eng_fail(err, "out of memory");
-    if (!choose_subject(&text, size, &out->subject, err)) return false;
     size_t covered = 0, from = 0, length;
     while (from <= size) {
         int found = match_once(regex, text, size, from, out->match);
@@ -264,6 +243,5 @@ bool eng_behavior_load(const json_t *part, const char *where, eng_behavior *out,
 void eng_spans_free(eng_spans *spans) {
     free(spans->list);
     pcre2_match_data_free(spans->match);
-    eng_bytes_free(&spans->subject);
     *spans = (eng_spans){0};
 }

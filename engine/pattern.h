@@ -24,7 +24,6 @@ typedef struct eng_spans {
     eng_span *list;
     size_t count, room;
     void *match; /* pcre2_match_data */
-    eng_bytes subject;
 } eng_spans;
 
 typedef enum eng_behavior {

@@ -142,9 +142,9 @@ bool eng_tokenizer_encode(const eng_tokenizer *t, const char *text, size_t size,
 static const char *decoded_text(const eng_tokenizer *t, int32_t id, bool skip_special, size_t *size) {
     const eng_added_token *added = eng_added_tokens_by_id(&t->added, id);
     if (added == NULL) return eng_vocab_text(&t->model.vocab, id, size);
-    if (skip_special && added->skips) return NULL;
-    *size = added->normal_size;
-    return t->added.texts.data + added->normal_begin;
+    if (skip_special && added->special) return NULL;
+    *size = added->content_size;
+    return t->added.texts.data + added->content_begin;
 }
 
 bool eng_tokenizer_decode(const eng_tokenizer *t, const int32_t *ids, size_t count, bool skip_special, eng_bytes *out,
@@ -185,7 +185,7 @@ const char *eng_tokenizer_token_text(const eng_tokenizer *t, int32_t id, size_t 
 
 bool eng_tokenizer_is_special(const eng_tokenizer *t, int32_t id) {
     const eng_added_token *added = eng_added_tokens_by_id(&t->added, id);
-    return added != NULL && added->skips;
+    return added != NULL && added->special;
 }
 
 static int32_t id_or_none(const eng_tokenizer *t, const char *text) {

@@ -1,4 +1,4 @@
-/* Character classes as the `tokenizers` package draws them, and where its Unicode version and ours part. */
+/* Character classes as the `tokenizers` package draws them, and where its Unicode versions and ours part. */
 #ifndef RELAY_ENGINE_UNICODE_H
 #define RELAY_ENGINE_UNICODE_H
 
@@ -9,10 +9,6 @@ bool eng_unicode_is_space(uint32_t code);       /* White_Space */
 bool eng_unicode_is_number(uint32_t code);      /* Nd, Nl, No */
 bool eng_unicode_is_punctuation(uint32_t code); /* P*, and the ASCII symbols */
 bool eng_unicode_is_word(uint32_t code);        /* \w of UTS #18: Alphabetic, M, Nd, Pc, Join_Control */
-
-/* For a code point that Unicode 15 or 16 assigned: an older one with the same general category and the same
- * length in UTF-8, to put in its place before asking a library that knows Unicode 14 only.  Else `code`. */
-uint32_t eng_unicode_older(uint32_t code);
 
 /* Code points that the package's Unicode 9 normalisation leaves alone, though later versions decompose or
  * reorder them, or compose with them. */
