@@ -10,7 +10,10 @@ static void burst(void) {
     __m256 sum[SUMS], x = _mm256_setzero_ps();
     __asm__ volatile("" : "+x"(x)); /* not a constant to the compiler */
 #pragma GCC unroll 12
-    for (int i = 0; i < SUMS; i++) sum[i] = x;
+    for (int i = 0; i < SUMS; i++) {
+        sum[i] = x;
+        __asm__ volatile("" : "+x"(sum[i])); /* nor one like another */
+    }
     for (int step = 0; step < 2 * RELAYI_PEAK_STEPS; step++) {
 #pragma GCC unroll 12
         for (int i = 0; i < SUMS; i++) sum[i] = _mm256_fmadd_ps(x, x, sum[i]);

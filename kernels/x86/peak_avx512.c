@@ -9,7 +9,10 @@ static void burst(void) {
     __m512 sum[RELAYI_PEAK_SUMS], x = _mm512_setzero_ps();
     __asm__ volatile("" : "+v"(x)); /* not a constant to the compiler */
 #pragma GCC unroll 24
-    for (int i = 0; i < RELAYI_PEAK_SUMS; i++) sum[i] = x;
+    for (int i = 0; i < RELAYI_PEAK_SUMS; i++) {
+        sum[i] = x;
+        __asm__ volatile("" : "+v"(sum[i])); /* nor one like another */
+    }
     for (int step = 0; step < RELAYI_PEAK_STEPS; step++) {
 #pragma GCC unroll 24
         for (int i = 0; i < RELAYI_PEAK_SUMS; i++) sum[i] = _mm512_fmadd_ps(x, x, sum[i]);
