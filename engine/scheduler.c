@@ -101,11 +101,15 @@ static int32_t pages_for(int64_t tokens) {
     return (int32_t)((tokens + ENG_PAGE_TOKENS - 1) / ENG_PAGE_TOKENS);
 }
 
-/* Whether the request could be computed with the pool to itself.  The last token of an answer is
- * never computed, so it needs no place. */
+/* The last token of an answer is never computed, so it needs no place. */
+static int64_t most_own_tokens(const eng_request *r) {
+    return (int64_t)r->prompt_tokens + r->max_tokens - r->path.tokens - 1;
+}
+
+/* Whether the request could be computed with the pool to itself. */
 static bool can_ever_run(const eng_scheduler *s, const eng_request *r, eng_error *err) {
     int64_t tokens = (int64_t)r->prompt_tokens + r->max_tokens;
-    int64_t own = tokens - r->path.tokens - 1;
+    int64_t own = most_own_tokens(r);
     int32_t pages = eng_kv_pool_pages(s->options.pool);
     if (r->max_tokens < 1) return eng_fail(err, "max_tokens: expected at least 1, got %d", (int)r->max_tokens);
     if (r->prompt_tokens < 1) return eng_fail(err, "the prompt is empty: there is no token to go on from");
@@ -183,10 +187,10 @@ static admission pin_path(eng_scheduler *s, eng_request *r) {
     }
 }
 
-/* Beside others, one page stays free: without it the newcomer would soon be sent back. */
+/* Beside others, a newcomer that will grow leaves one page free: without it, it would soon be sent back. */
 static admission admit_one(eng_scheduler *s, eng_request *r) {
     int32_t pages = pages_for(eng_request_own_tokens(r));
-    int32_t spare = s->num_running > 0 ? 1 : 0;
+    int32_t spare = s->num_running > 0 && pages_for(most_own_tokens(r)) > pages ? 1 : 0;
     if (pages - r->num_pages + spare > eng_kv_pool_free_pages(s->options.pool)) return NO_PAGES;
     admission result = pin_path(s, r);
     if (result != ADMITTED) return result;
