@@ -32,7 +32,7 @@ from transformers.cache_utils import DynamicCache
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, eager_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-NEAR = 1e-2  # batching moved no logit by a tenth of this in any model here
+NEAR = 1e-3  # batching moved no gap by more than 2e-5 in the models here
 BATCH = 16
 
 
