@@ -352,6 +352,27 @@ static void test_bad_writes(void) {
     relay_prompt_release(prompt);
 }
 
+/* A single missing token, wherever it is, is found and named. */
+static void test_missing_token(void) {
+    enum { TOKENS = 130 };
+    use_shape(1, 8, RELAY_BF16);
+    for (int32_t missing = 0; missing < TOKENS; missing++) {
+        char text[64];
+        relay_prompt *prompt = begin(TOKENS);
+        CHECK_STATUS(write_raw(prompt, 0, 0, TOKENS, 0), RELAY_OK);
+        if (missing > 0) CHECK_STATUS(write_raw(prompt, 1, 0, missing, 0), RELAY_OK);
+        if (missing + 1 < TOKENS)
+            CHECK_STATUS(write_raw(prompt, 1, missing + 1, TOKENS - missing - 1, 0), RELAY_OK);
+        CHECK_STATUS(relay_prompt_commit(prompt), RELAY_INVALID_ARGUMENT);
+        snprintf(text, sizeof text, "token %d of layer 1", missing);
+        CHECK_CONTAINS(logged.last, text);
+        CHECK_STATUS(write_raw(prompt, 1, missing, 1, 0), RELAY_OK);
+        CHECK_STATUS(relay_prompt_commit(prompt), RELAY_OK);
+        relay_prompt_release(prompt);
+        CHECK_STATUS(relay_prompt_cache_forget(cache, "p"), RELAY_OK);
+    }
+}
+
 static void test_bad_pages(void) {
     static float data[6 * 4 * 3 * 8];
     static const int32_t table[] = {5, 0, 2}, low[] = {0, -1, 2}, high[] = {0, 1, 6};
@@ -412,6 +433,7 @@ int main(void) {
     test_rounding();
     test_read();
     test_bad_writes();
+    test_missing_token();
     test_bad_pages();
     test_bad_reads();
     relay_prompt_cache_destroy(cache);

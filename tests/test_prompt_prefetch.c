@@ -165,6 +165,18 @@ static void test_replaces_older(void) {
     relay_prompt_cache_destroy(cache);
 }
 
+static void test_announced_counts_as_used(void) {
+    write_files("abc");
+    relay_prompt_cache *cache = open_cache(2, 4);
+    CHECK_STATUS(look_up(cache, "a"), RELAY_OK);
+    CHECK_STATUS(look_up(cache, "b"), RELAY_OK);
+    CHECK_STATUS(announce(cache, "a"), RELAY_OK);
+    CHECK_STATUS(relay_prompt_cache_wait(cache), RELAY_OK);
+    CHECK_STATUS(look_up(cache, "c"), RELAY_OK); /* evicts b */
+    check_in_memory(cache, "ac");
+    relay_prompt_cache_destroy(cache);
+}
+
 static void test_next_announcement_replaces(void) {
     write_files("abcd");
     relay_prompt_cache *cache = open_cache(2, 4);
@@ -313,7 +325,7 @@ static void with_scratch(void (*test)(void)) {
 int main(void) {
     static void (*const tests[])(void) = {
         test_groups, test_unknown_and_damaged, test_keeps_its_own, test_keeps_pinned, test_replaces_older,
-        test_next_announcement_replaces, test_newer_goes_first, test_group_is_finished,
+        test_announced_counts_as_used, test_next_announcement_replaces, test_newer_goes_first, test_group_is_finished,
         test_calls_in_flight, test_destroy_in_flight, test_switched_off, test_arguments};
     relay_device_options options = relay_device_options_defaults();
     options.threads = 1;
