@@ -99,7 +99,7 @@ static bool open_devices(chk *c) {
 
 /* Zero checked is a failure. */
 static int summarise(const chk *c) {
-    printf("largest relative error: %.2g in float32, %.2g with 16-bit numbers\n", c->worst[0], c->worst[1]);
+    printf("largest relative error: %.2g in float32, %.2g where something is rounded to 16 bits\n", c->worst[0], c->worst[1]);
     printf("%d passed, %d failed", (int)c->passed, (int)c->failed);
     if (c->skipped > 0) printf(", %d skipped", (int)c->skipped);
     putchar('\n');

@@ -21,7 +21,8 @@ typedef struct chk {
     char label[512]; /* of the case in progress; a fault prints it */
     bool bad;        /* the case has failed */
     char log[1024];  /* the last error that the library explained */
-    double worst[2]; /* largest relative error seen: without and with 16-bit numbers */
+    double worst[2]; /* largest relative error seen, scores of ordinary size: without and with 16-bit
+                        rounding */
 } chk;
 
 /* One case: if chk_begin says so, do it, then chk_end.  The label names kernel and shape. */

@@ -188,6 +188,7 @@ static void draw_range(const attend_case *k, int32_t index, int32_t row, chk_rng
         range->lo = chk_between(rng, begin, end);
         range->hi = chk_between(rng, begin, end + 5); /* below lo: nothing */
         if (row % 5 == 0) range->lo = range->hi = 0;
+        if (row % 4 == 1) *range = (relayi_range){.lo = 0, .hi = end};
     }
     if (k->sinks) range->sinks = row % 3 == 0 ? 0 : chk_between(rng, 0, end);
     range->distance = end + row;
@@ -454,7 +455,7 @@ static void draw_span(chk_rng *rng, attend_case *k, int32_t index) {
     k->at[index] = (place)chk_between(rng, 0, NUM_PLACES - 1);
     k->begin[index] = CHK_PICK(rng, begins);
     int32_t length = CHK_PICK(rng, lengths);
-    if (k->rows > 48 && length > 129) length -= 128;
+    if (k->rows > 48 && length > 129) length /= 2;
     k->end[index] = k->begin[index] + length;
     k->tokens[index] = k->end[index] + (chk_chance(rng, 50) ? 0 : chk_between(rng, 1, 20));
 }

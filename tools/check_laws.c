@@ -50,6 +50,7 @@ static chk_case split_case(const chk *c, int32_t variant, int32_t rows, int32_t 
     }
     k.attention.kv_dtype = k.attention.query_dtype = dtypes[variant / 3 % 3];
     k.strategy = (relay_strategy)(first % 3);
+    k.threads = 1 + (first % 8 == 1);
     if (variant >= 9) k.attention.sliding_window = 60;
     if (variant >= 9) k.attention.num_sink_tokens = 70;
     if (variant >= 9) k.attention.use_alibi = k.attention.use_sinks = 1;
@@ -101,6 +102,7 @@ static chk_case shared_case(const chk *c, int64_t index, relay_kv_layout layout)
     for (int32_t r = 0; r < 8; r++) chk_add_request(&k, r % 3 == 2 ? 9 : 1, layout, 9 + 17 * r);
     chk_rng rng = chk_rng_at(k.seed, 2);
     k.ordered = true;
+    k.threads = CHK_MAX_THREADS;
     chk_shuffle(&rng, k.order, k.num_requests);
     k.attention.kv_dtype = k.attention.query_dtype = dtypes[index % 3];
     if (index % 4 == 3) k.attention.sliding_window = 100;

@@ -179,6 +179,7 @@ static void check_large(chk *c) {
         for (int32_t r = 0; r < 20; r++)
             chk_add_request(&k, r == 7 ? 40 : 1, RELAY_KV_PAGED, r == 7 ? 40 : 1 + 13 * r);
         k.attention.num_heads = 16;
+        k.threads = CHK_MAX_THREADS;
         k.attention.kv_dtype = k.attention.query_dtype = dtypes[index % 3];
         k.strategy = (relay_strategy)(index % 3);
         if (index >= 3) k.attention.sliding_window = 700;

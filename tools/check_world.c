@@ -11,7 +11,7 @@ enum { WORLD_LAYER = 1, WORLD_LAYERS = 2, SPARE_BLOCKS = 5 };
 /* ---- the description ----------------------------------------------------- */
 
 chk_case chk_case_defaults(uint64_t seed) {
-    chk_case k = {.seed = seed, .strategy = RELAY_STRATEGY_AUTO, .threads = 2, .block_size = 16, .lse = CHK_LSE_TH};
+    chk_case k = {.seed = seed, .strategy = RELAY_STRATEGY_AUTO, .threads = 1, .block_size = 16, .lse = CHK_LSE_TH};
     k.attention = relay_attention_defaults();
     k.attention.num_heads = 4;
     k.attention.num_kv_heads = 2;
