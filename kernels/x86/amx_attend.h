@@ -27,13 +27,17 @@ enum {
     AMX_MAX_DIM = 256,
     AMX_MAX_STEPS = AMX_MAX_DIM / AMX_DEPTH,
     AMX_MAX_BLOCKS = RELAYI_MAX_ROWS / AMX_ROWS,
-    AMX_MAX_TERMS = 3
+    AMX_MAX_TERMS = 3,
+    AMX_PIECE = 1024,      /* bytes of packed K/V asked for at once */
+    AMX_MAX_PIECES = 2 * AMX_SUPER * RELAYI_TILE * AMX_MAX_DIM * 2 / AMX_PIECE
 };
 
-/* Memory that will be wanted soon, asked for a few lines at each step of the computation. */
+/* Memory that will be wanted soon: pieces of `lines` cache lines in the order of their use, of
+ * which each step of the computation asks for some. */
 typedef struct amx_ahead {
-    const char *at[2], *end[2];
-    int32_t lines; /* a step */
+    const char **next, **end;
+    int32_t lines;
+    int32_t a_step; /* pieces that a step on packed K/V asks for; 0: the caller asks by itself */
 } amx_ahead;
 
 /* One call. */
@@ -88,8 +92,12 @@ static inline int32_t amx_rows(const amx_work *work, int32_t block) {
 
 /* ---- amx_tiles.c: what runs on tile registers */
 
-void relayi_amx_begin(void);
+/* Configures the tiles.  Products of fewer rows are faster: `rows` is how many a row block has, 16
+ * but for packed K/V and one block. */
+void relayi_amx_begin(int32_t rows);
 void relayi_amx_end(void);
+/* Columns of 16 that a step takes where `blocks` row blocks are left. */
+int32_t relayi_amx_columns(int32_t blocks);
 /* Scores of one packed K tile, to the group's score columns from `column` on. */
 void relayi_amx_scores(amx_work *work, const amx_group *group, const uint16_t *key, int32_t column);
 /* Transposed scores of 64 tokens: key[i] is the first of 16 rows of K, `stride` bytes apart. */
@@ -118,10 +126,10 @@ void relayi_amx_mask_t(const amx_work *work, const amx_group *group, int32_t sta
 void relayi_amx_pack_query(const amx_work *work, bool transposed);
 /* Copies the last half k-step of a packed K tile to work->key, the other half zero. */
 void relayi_amx_key_tail(const amx_work *work, const uint16_t *key);
-/* Tokens [token, token + count) of pages, count <= 64: rows of K, steps * 32 elements apart, and
- * V as a packed tile; both padded with zeros to 64 tokens. */
-void relayi_amx_gather_key(const amx_work *work, int32_t token, int32_t count, uint16_t *key);
-void relayi_amx_gather_value(const amx_work *work, int32_t token, int32_t count, uint16_t *value);
+/* `count` <= 64 tokens of pages, given by where their K or V begin: rows of K, steps * 32 elements
+ * apart, and V as a packed tile; both padded with zeros to 64 tokens. */
+void relayi_amx_gather_key(amx_work *work, const uint16_t *const *from, int32_t count, uint16_t *key);
+void relayi_amx_gather_value(amx_work *work, const uint16_t *const *from, int32_t count, uint16_t *value);
 
 /* ---- amx_clean.c: values that are not finite, where some rows may not see them */
 
@@ -136,22 +144,6 @@ static inline bool amx_sees(const relayi_attend_args *args, int32_t row, int32_t
     const relayi_range *range = &args->range[row];
     if (token >= args->end) return false;
     return args->all_visible || (range->lo <= token && token < range->hi) || token < range->sinks;
-}
-
-/* Element 0 of a token's K or V in pages. */
-static inline const uint16_t *amx_token(const relayi_kv *kv, const void *base, int64_t block_stride,
-                                        int64_t token_stride, int32_t token) {
-    if (!kv->block_table) return (const uint16_t *)base + token * token_stride;
-    int64_t block = kv->block_table[token / kv->block_size];
-    return (const uint16_t *)base + block * block_stride + token % kv->block_size * token_stride;
-}
-
-static inline const uint16_t *amx_key_at(const relayi_kv *kv, int32_t token) {
-    return amx_token(kv, kv->key, kv->key_block_stride, kv->key_token_stride, token);
-}
-
-static inline const uint16_t *amx_value_at(const relayi_kv *kv, int32_t token) {
-    return amx_token(kv, kv->value, kv->value_block_stride, kv->value_token_stride, token);
 }
 
 #endif

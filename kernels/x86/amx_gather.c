@@ -2,7 +2,7 @@
 #include <string.h>
 
 #include "amx_attend.h"
-#include "amx_exp.h"
+#include "amx_vector.h"
 
 /* ---- queries */
 
@@ -58,12 +58,12 @@ void relayi_amx_key_tail(const amx_work *work, const uint16_t *key) {
     memset(work->key + HALF, 0, sizeof(uint16_t) * HALF);
 }
 
-void relayi_amx_gather_key(const amx_work *work, int32_t token, int32_t count, uint16_t *key) {
+void relayi_amx_gather_key(amx_work *work, const uint16_t *const *from, int32_t count, uint16_t *key) {
     int32_t stride = work->steps * AMX_DEPTH;
     for (int32_t n = 0; n < count; n++, key += stride) {
-        const uint16_t *from = amx_key_at(&work->args->kv, token + n);
+        look_ahead(&work->ahead, 1);
         for (int32_t d = 0; d < work->dim; d += 16)
-            _mm256_store_si256((__m256i *)(key + d), _mm256_loadu_si256((const __m256i *)(from + d)));
+            _mm256_store_si256((__m256i *)(key + d), _mm256_loadu_si256((const __m256i *)(from[n] + d)));
         if (work->dim < stride) _mm256_store_si256((__m256i *)(key + work->dim), _mm256_setzero_si256());
     }
     memset(key, 0, sizeof *key * (size_t)stride * (size_t)(RELAYI_TILE - count));
@@ -86,11 +86,10 @@ static void pair_values(const uint16_t *even, const uint16_t *odd, int32_t dim, 
     }
 }
 
-void relayi_amx_gather_value(const amx_work *work, int32_t token, int32_t count, uint16_t *value) {
+void relayi_amx_gather_value(amx_work *work, const uint16_t *const *from, int32_t count, uint16_t *value) {
     static const uint16_t nothing[AMX_MAX_DIM];
     for (int32_t n = 0; n < RELAYI_TILE; n += 2) {
-        const uint16_t *even = n < count ? amx_value_at(&work->args->kv, token + n) : nothing;
-        const uint16_t *odd = n + 1 < count ? amx_value_at(&work->args->kv, token + n + 1) : nothing;
-        pair_values(even, odd, work->dim, n / 2, value);
+        look_ahead(&work->ahead, 2);
+        pair_values(n < count ? from[n] : nothing, n + 1 < count ? from[n + 1] : nothing, work->dim, n / 2, value);
     }
 }

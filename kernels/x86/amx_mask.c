@@ -2,7 +2,7 @@
 #include <math.h>
 
 #include "amx_attend.h"
-#include "amx_exp.h"
+#include "amx_vector.h"
 
 /* cap * tanh(s / cap); tanh(x) = 1 - 2 / (e^2x + 1) is right to 1e-7 of the cap everywhere. */
 static __m512 soft_cap(__m512 s, float cap) {

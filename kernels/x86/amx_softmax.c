@@ -5,7 +5,7 @@
 #include <math.h>
 
 #include "amx_attend.h"
-#include "amx_exp.h"
+#include "amx_vector.h"
 
 #define UNROLL_16 _Pragma("GCC unroll 16")
 
@@ -96,11 +96,13 @@ INLINE __m512i round_rest(__m512 low, __m512 high, __m512i rounded) {
 
 /* ---- rows by tokens */
 
-static __m512 max_of_rows(const float *scores, int32_t columns) {
+static __m512 max_of_rows(const float *scores, int32_t columns, int32_t rows) {
     __m512 max[16];
     UNROLL_16
-    for (int r = 0; r < 16; r++) max[r] = _mm512_load_ps(scores + 16 * r);
-    for (int32_t c = 1; c < columns; c++) {
+    for (int r = 0; r < 16; r++) max[r] = _mm512_set1_ps(-INFINITY);
+    for (int32_t r = 0; r < rows && rows < 16; r++)
+        for (int32_t c = 0; c < columns; c++) max[r] = _mm512_max_ps(max[r], _mm512_load_ps(scores + 256 * c + 16 * r));
+    for (int32_t c = 0; c < columns && rows == 16; c++) {
         UNROLL_16
         for (int r = 0; r < 16; r++) max[r] = _mm512_max_ps(max[r], _mm512_load_ps(scores + 256 * c + 16 * r));
     }
@@ -125,7 +127,7 @@ INLINE __m512 row_probabilities(const float *scores, int32_t columns, __m512 sca
 
 INLINE void softmax_block(amx_work *work, int32_t in_group, int32_t block, int32_t columns, bool split) {
     const float *scores = amx_score_tile(work, in_group, 0);
-    block_state state = raise_max(work, block, max_of_rows(scores, columns));
+    block_state state = raise_max(work, block, max_of_rows(scores, columns, amx_rows(work, block)));
     __m512 scale = _mm512_set1_ps(work->natural * LOG2_E), sums[16];
     float max_log2[16];
     _mm512_storeu_ps(max_log2, state.max_log2);
@@ -133,7 +135,7 @@ INLINE void softmax_block(amx_work *work, int32_t in_group, int32_t block, int32
     uint16_t *prob = amx_prob_tile(work, in_group, 0, 0);
     uint16_t *rest = split ? amx_prob_tile(work, in_group, 1, 0) : NULL;
     for (int32_t r = 0; r < amx_rows(work, block); r++) {
-        look_ahead(&work->ahead);
+        look_ahead(&work->ahead, work->ahead.a_step);
         sums[r] = row_probabilities(scores + 16 * r, columns, scale, _mm512_set1_ps(max_log2[r]),
                                     prob + 32 * r, split ? rest + 32 * r : NULL);
     }
@@ -180,10 +182,12 @@ INLINE void softmax_block_t(amx_work *work, int32_t in_group, int32_t block, int
     block_state state = raise_max(work, block, max_of_tokens(scores, tokens));
     __m512 scale = _mm512_set1_ps(work->natural * LOG2_E);
     __m512 sum[2] = {_mm512_setzero_ps(), _mm512_setzero_ps()};
-    for (int32_t step = 0; step < tokens / AMX_DEPTH; step++)
+    for (int32_t step = 0; step < tokens / AMX_DEPTH; step++) {
+        look_ahead(&work->ahead, 8);
         token_probabilities(scores + step * 512, scale, state.max_log2, sum,
                             amx_prob_tile(work, in_group, 0, step),
                             split ? amx_prob_tile(work, in_group, 1, step) : NULL);
+    }
     save_state(work, block, &state, _mm512_add_ps(sum[0], sum[1]));
 }
 

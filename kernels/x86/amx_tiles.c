@@ -2,7 +2,7 @@
 #include <immintrin.h>
 
 #include "amx_attend.h"
-#include "amx_exp.h"
+#include "amx_vector.h"
 #include "x86.h"
 
 typedef struct tile_config {
@@ -11,15 +11,16 @@ typedef struct tile_config {
     uint8_t rows[16];
 } tile_config;
 
-/* All eight are 16 rows of 64 bytes.  Constant, for gcc's _tile_loadconfig tells the compiler of
- * the first 8 bytes that it reads, no more: stores to the others would be dropped. */
-static const tile_config CONFIG = {
-    .palette = 1,
-    .row_bytes = {64, 64, 64, 64, 64, 64, 64, 64},
-    .rows = {16, 16, 16, 16, 16, 16, 16, 16},
-};
-
-void relayi_amx_begin(void) { _tile_loadconfig(&CONFIG); }
+void relayi_amx_begin(int32_t rows) {
+    tile_config config = {.palette = 1};
+    for (int t = 0; t < 8; t++) {
+        config.rows[t] = (uint8_t)(t < 5 ? rows : AMX_ROWS); /* of one row block: COLUMNS_4, ROWS_1 */
+        config.row_bytes[t] = 2 * AMX_DEPTH;
+    }
+    /* gcc's _tile_loadconfig tells the compiler of the first 8 bytes that it reads, no more. */
+    __asm__ volatile("" : : "r"(&config) : "memory");
+    _tile_loadconfig(&config);
+}
 
 void relayi_amx_end(void) { _tile_release(); }
 
@@ -56,14 +57,18 @@ INLINE void store(int tiles, float *const *at, int64_t stride) {
     if (tiles > 3) _tile_stored(3, at[3], stride);
 }
 
+INLINE void step_one(const char *a, const char *b, int64_t b_stride) {
+    _tile_loadd(4, a, 64);
+    _tile_loadd(5, b, b_stride);
+    _tile_dpbf16ps(0, 4, 5);
+}
+
 INLINE void step_rows(int rows, const char *a, int64_t a_block, const char *b, int64_t b_stride) {
     _tile_loadd(4, b, b_stride);
     _tile_loadd(5, a, 64);
     _tile_dpbf16ps(0, 5, 4);
-    if (rows > 1) {
-        _tile_loadd(6, a + a_block, 64);
-        _tile_dpbf16ps(1, 6, 4);
-    }
+    _tile_loadd(6, a + a_block, 64);
+    _tile_dpbf16ps(1, 6, 4);
     if (rows > 2) {
         _tile_loadd(7, a + 2 * a_block, 64);
         _tile_dpbf16ps(2, 7, 4);
@@ -103,9 +108,10 @@ INLINE void multiply(shape s, int32_t steps, const void *a_tiles, int64_t a_bloc
                      int64_t b_stride, amx_ahead *ahead) {
     const char *a = a_tiles, *b = b_rows;
     for (int32_t k = 0; k < steps; k++, a += AMX_TILE_BYTES, b += AMX_ROWS * b_stride) {
-        look_ahead(ahead);
+        look_ahead(ahead, ahead->a_step);
         if (s == SQUARE) step_square(a, a_block, b, b_stride);
         else if (s == COLUMNS_4) step_columns(a, b, b_stride);
+        else if (s == ROWS_1) step_one(a, b, b_stride);
         else step_rows(shape_rows(s), a, a_block, b, b_stride);
     }
 }
@@ -136,6 +142,8 @@ INLINE void scores_blocks(shape s, amx_work *work, const amx_group *group, const
     for (int32_t c = 0; c < RELAYI_TILE / 16; c += shape_columns(s))
         scores_columns(s, work, 0, group->first, key, column + c, c);
 }
+
+int32_t relayi_amx_columns(int32_t blocks) { return blocks == 1 ? 4 : blocks == 2 ? 2 : 1; }
 
 void relayi_amx_scores(amx_work *work, const amx_group *group, const uint16_t *key, int32_t column) {
     order_memory();
@@ -171,8 +179,10 @@ void relayi_amx_scores_t(amx_work *work, const amx_group *group, const uint16_t 
         zero(4);
         for (int32_t term = 0; term < work->query_terms; term++) {
             const uint16_t *query = amx_query_tile(work, group->first + b, term);
-            for (int32_t k = 0; k < work->steps; k++)
+            for (int32_t k = 0; k < work->steps; k++) {
+                if (b == 0 && term == 0) look_ahead(&work->ahead, 2 * AMX_DEPTH / work->steps);
                 step_transposed(key, stride, k * AMX_DEPTH, query + k * AMX_TILE);
+            }
         }
         store(4, out, 64);
     }

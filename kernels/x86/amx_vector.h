@@ -1,6 +1,6 @@
 /* Vector pieces that the AMX family's files share. */
-#ifndef RELAY_AMX_EXP_H
-#define RELAY_AMX_EXP_H
+#ifndef RELAY_AMX_VECTOR_H
+#define RELAY_AMX_VECTOR_H
 
 #include <immintrin.h>
 
@@ -30,16 +30,10 @@ INLINE __m512 widen(__m256i half) {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
 }
 
-/* Asks for the next lines that will be wanted: into the second cache, since a super-tile does
- * not fit the first. */
-INLINE void look_ahead(amx_ahead *ahead) {
-    for (int32_t i = 0; i < ahead->lines; i++) _mm_prefetch(ahead->at[0] + 64 * i, _MM_HINT_T1);
-    ahead->at[0] += 64 * ahead->lines;
-    if (ahead->at[0] < ahead->end[0]) return;
-    ahead->at[0] = ahead->at[1];
-    ahead->end[0] = ahead->end[1];
-    ahead->at[1] = ahead->end[1];
-    if (ahead->at[0] >= ahead->end[0]) ahead->lines = 0;
+/* Asks for the next pieces: into the second cache, since a super-tile does not fit the first. */
+INLINE void look_ahead(amx_ahead *ahead, int32_t pieces) {
+    for (; pieces > 0 && ahead->next < ahead->end; pieces--, ahead->next++)
+        for (int32_t i = 0; i < ahead->lines; i++) _mm_prefetch(*ahead->next + 64 * i, _MM_HINT_T1);
 }
 
 /* [a0..a15, b0..b15] of 16 bits to [a0 b0 a1 b1 ...]. */

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "amx_attend.h"
+#include "amx_vector.h"
 #include "x86.h"
 
 /* ---- scratch */
@@ -158,29 +159,33 @@ static void attend_packed_group(amx_work *work, const amx_group *group, token_sp
     add_values(work, group, span, value);
 }
 
+static const char **list_pieces(const char **list, const uint16_t *area, int64_t bytes) {
+    for (int64_t at = 0; at < bytes; at += AMX_PIECE) *list++ = (const char *)area + at;
+    return list;
+}
+
 /* The next super-tile's K and V, in as many portions as this one has steps. */
-static amx_ahead look_ahead_of(const amx_work *work, token_span super) {
-    amx_ahead ahead = {.lines = 0};
+static void look_ahead_of(amx_work *work, token_span super, const char **pieces) {
     token_span next = super_tile(work->args, super.start + super.tiles * RELAYI_TILE);
-    if (next.start >= work->args->end) return ahead;
+    work->ahead = (amx_ahead){.next = pieces, .end = pieces, .lines = AMX_PIECE / 64};
+    if (next.tiles <= 0) return;
     int64_t bytes = 2 * next.tiles * relayi_tile_elements(work->dim);
-    ahead.at[0] = (const char *)packed_tile(work, work->args->kv.key, next.start);
-    ahead.at[1] = (const char *)packed_tile(work, work->args->kv.value, next.start);
-    ahead.end[0] = ahead.at[0] + bytes;
-    ahead.end[1] = ahead.at[1] + bytes;
-    int64_t groups = (work->blocks + AMX_GROUP - 1) / AMX_GROUP;
-    int64_t score_steps = 4 * super.tiles * work->steps * work->query_terms;
-    int64_t value_steps = 2 * super.tiles * (work->dim / 16) * work->prob_terms;
-    int64_t steps = groups * (score_steps + value_steps) + work->args->rows;
-    ahead.lines = (int32_t)(2 * bytes / 64 / steps + 1);
-    return ahead;
+    const char **end = list_pieces(pieces, packed_tile(work, work->args->kv.key, next.start), bytes);
+    work->ahead.end = list_pieces(end, packed_tile(work, work->args->kv.value, next.start), bytes);
+    int64_t a_group = 4 * super.tiles * work->steps * work->query_terms +
+                      2 * super.tiles * (work->dim / 16) * work->prob_terms;
+    int64_t steps = work->args->rows;
+    for (int32_t first = 0; first < work->blocks; first += AMX_GROUP)
+        steps += a_group / relayi_amx_columns(work->blocks - first);
+    work->ahead.a_step = (int32_t)((work->ahead.end - pieces + steps - 1) / steps);
 }
 
 static void attend_packed(amx_work *work) {
+    const char *pieces[AMX_MAX_PIECES];
     relayi_amx_pack_query(work, false);
     for (token_span super = super_tile(work->args, work->args->begin); super.tiles > 0;
          super = super_tile(work->args, super.start + super.tiles * RELAYI_TILE)) {
-        work->ahead = look_ahead_of(work, super);
+        look_ahead_of(work, super, pieces);
         for (int32_t first = 0; first < work->blocks; first += AMX_GROUP) {
             amx_group group = make_group(work, first);
             attend_packed_group(work, &group, super);
@@ -190,71 +195,117 @@ static void attend_packed(amx_work *work) {
 
 /* ---- pages, and any memory with strides */
 
-/* Can the 16 tokens from `token` on be read as rows of one block? */
-static bool rows_together(const relayi_attend_args *args, int32_t token) {
-    if (args->end - token < 16) return false;
-    return !args->kv.block_table || token % args->kv.block_size + 16 <= args->kv.block_size;
-}
-
-/* One super-tile of pages as the tile products take it; what a row group needs first gathers. */
+/* One super-tile of pages.  A tile is brought into the form that the products take when the first
+ * row group needs it. */
 typedef struct page_tiles {
     token_span super;
-    bool ready[AMX_SUPER];
-    const uint16_t *key[AMX_SUPER][4]; /* first of 16 rows */
-    int64_t key_stride[AMX_SUPER];     /* bytes */
+    bool key_ready[AMX_SUPER], value_ready[AMX_SUPER];
+    const uint16_t *key_rows[AMX_SUPER][4]; /* first of 16 rows, key_stride bytes apart */
+    int64_t key_stride[AMX_SUPER];
+    /* Element 0 of each token of the super-tile, and of the K of the tile behind it. */
+    const uint16_t *key[(AMX_SUPER + 1) * RELAYI_TILE], *value[AMX_SUPER * RELAYI_TILE];
+    const char *pieces[(2 * AMX_SUPER + 1) * RELAYI_TILE];
 } page_tiles;
 
-static uint16_t *tile_area(const amx_work *work, uint16_t *area, int32_t tile) {
-    return area + (int64_t)tile * RELAYI_TILE * work->steps * AMX_DEPTH;
+/* Where tokens [begin, end) begin in K or V; one division a block, not one a token. */
+static void find_tokens(const relayi_kv *kv, const void *base, int64_t block_stride, int64_t token_stride,
+                        int32_t begin, int32_t end, const uint16_t **tokens) {
+    for (int32_t n = begin; n < end;) {
+        int32_t in_block = kv->block_table ? n % kv->block_size : n;
+        int32_t stop = kv->block_table && end - n > kv->block_size - in_block ? n + kv->block_size - in_block : end;
+        int64_t block = kv->block_table ? kv->block_table[n / kv->block_size] : 0;
+        const uint16_t *token = (const uint16_t *)base + block * block_stride + in_block * token_stride;
+        for (; n < stop; n++, token += token_stride) *tokens++ = token;
+    }
 }
 
-/* K as it lies, if it can be read in rows of 16, and if too few rows use it to pay for a copy. */
-static bool key_in_place(const amx_work *work, int32_t start, page_tiles *pages, int32_t tile) {
-    if (work->blocks > 1 || work->dim % AMX_DEPTH) return false;
+static int32_t clamp_token(const relayi_attend_args *args, int32_t token) {
+    return token < args->end ? token : args->end;
+}
+
+/* Finds the super-tile's tokens and lists them as pieces: its K, its V, and the next K tile. */
+static void find_pages(amx_work *work, token_span super, page_tiles *pages) {
+    const relayi_attend_args *args = work->args;
+    const relayi_kv *kv = &args->kv;
+    int32_t begin = super.start, end = clamp_token(args, super.start + super.tiles * RELAYI_TILE);
+    int32_t next = clamp_token(args, end + RELAYI_TILE);
+    pages->super = super;
+    memset(pages->key_ready, 0, sizeof pages->key_ready);
+    memset(pages->value_ready, 0, sizeof pages->value_ready);
+    find_tokens(kv, kv->key, kv->key_block_stride, kv->key_token_stride, begin, next, pages->key);
+    find_tokens(kv, kv->value, kv->value_block_stride, kv->value_token_stride, begin, end, pages->value);
+    const char **piece = pages->pieces;
+    bool first = begin == args->begin; /* later ones were asked for by their forerunner */
+    for (int32_t n = first ? begin : clamp_token(args, begin + RELAYI_TILE); n < end; n++)
+        *piece++ = (const char *)pages->key[n - begin];
+    for (int32_t n = begin; n < end; n++) *piece++ = (const char *)pages->value[n - begin];
+    for (int32_t n = end; n < next; n++) *piece++ = (const char *)pages->key[n - begin];
+    work->ahead = (amx_ahead){.next = pages->pieces, .end = piece, .lines = (2 * work->dim + 63) / 64};
+    if (first) look_ahead(&work->ahead, RELAYI_TILE);
+}
+
+/* K as it lies, if it lies in rows of 16, and if too few query rows use it to pay for a copy. */
+static bool key_in_place(const amx_work *work, page_tiles *pages, int32_t tile, int32_t count) {
+    const relayi_kv *kv = &work->args->kv;
+    if (work->blocks > 1 || work->dim % AMX_DEPTH || count < RELAYI_TILE) return false;
+    if (kv->block_table && kv->block_size < AMX_ROWS) return false;
     for (int32_t i = 0; i < 4; i++) {
-        if (!rows_together(work->args, start + 16 * i)) return false;
-        pages->key[tile][i] = amx_key_at(&work->args->kv, start + 16 * i);
+        const uint16_t *const *row = pages->key + tile * RELAYI_TILE + i * AMX_ROWS;
+        if (row[AMX_ROWS - 1] - row[0] != (AMX_ROWS - 1) * kv->key_token_stride) return false;
+        pages->key_rows[tile][i] = row[0];
     }
-    pages->key_stride[tile] = 2 * work->args->kv.key_token_stride;
+    pages->key_stride[tile] = 2 * kv->key_token_stride;
     return true;
 }
 
-static void prepare_tile(amx_work *work, page_tiles *pages, int32_t tile) {
-    if (pages->ready[tile]) return;
-    pages->ready[tile] = true;
+static int32_t tokens_of_tile(const amx_work *work, const page_tiles *pages, int32_t tile) {
     int32_t start = pages->super.start + tile * RELAYI_TILE;
-    int32_t count = work->args->end - start < RELAYI_TILE ? work->args->end - start : RELAYI_TILE;
-    if (!key_in_place(work, start, pages, tile)) {
-        uint16_t *key = tile_area(work, work->key, tile);
-        relayi_amx_gather_key(work, start, count, key);
-        pages->key_stride[tile] = 2 * (int64_t)work->steps * AMX_DEPTH;
-        for (int32_t i = 0; i < 4; i++) pages->key[tile][i] = key + 16 * i * work->steps * AMX_DEPTH;
-    }
-    relayi_amx_gather_value(work, start, count, tile_area(work, work->value, tile));
+    return clamp_token(work->args, start + RELAYI_TILE) - start;
+}
+
+static void prepare_key(amx_work *work, page_tiles *pages, int32_t tile) {
+    int32_t count = tokens_of_tile(work, pages, tile);
+    int64_t stride = (int64_t)work->steps * AMX_DEPTH;
+    if (pages->key_ready[tile]) return;
+    pages->key_ready[tile] = true;
+    if (key_in_place(work, pages, tile, count)) return;
+    uint16_t *key = work->key + tile * RELAYI_TILE * stride;
+    relayi_amx_gather_key(work, pages->key + tile * RELAYI_TILE, count, key);
+    pages->key_stride[tile] = 2 * stride;
+    for (int32_t i = 0; i < 4; i++) pages->key_rows[tile][i] = key + AMX_ROWS * i * stride;
+}
+
+static const uint16_t *prepare_value(amx_work *work, page_tiles *pages, int32_t tile) {
+    uint16_t *value = work->value + tile * relayi_tile_elements(work->dim);
+    if (!pages->value_ready[tile])
+        relayi_amx_gather_value(work, pages->value + tile * RELAYI_TILE, tokens_of_tile(work, pages, tile), value);
+    pages->value_ready[tile] = true;
+    return value;
 }
 
 static void attend_pages_group(amx_work *work, const amx_group *group, page_tiles *pages) {
     token_span span = visible_span(work, group, pages->super);
     if (span.tiles == 0) return;
     int32_t skipped = (span.start - pages->super.start) / RELAYI_TILE;
-    const uint16_t *value[AMX_SUPER];
     for (int32_t t = 0; t < span.tiles; t++) {
         int32_t start = span.start + t * RELAYI_TILE, tile = skipped + t;
-        prepare_tile(work, pages, tile);
-        value[t] = tile_area(work, work->value, tile);
-        relayi_amx_scores_t(work, group, pages->key[tile], pages->key_stride[tile], 4 * t);
+        prepare_key(work, pages, tile);
+        relayi_amx_scores_t(work, group, pages->key_rows[tile], pages->key_stride[tile], 4 * t);
         if (work->transform) relayi_amx_transform_t(work, group, start, 4 * t);
         if (!tile_open(work, group, start)) relayi_amx_mask_t(work, group, start, 4 * t);
     }
     relayi_amx_softmax_t(work, group, span.tiles);
+    const uint16_t *value[AMX_SUPER];
+    for (int32_t t = 0; t < span.tiles; t++) value[t] = prepare_value(work, pages, skipped + t);
     add_values(work, group, span, value);
 }
 
 static void attend_pages(amx_work *work) {
+    page_tiles pages;
     relayi_amx_pack_query(work, true);
     for (token_span super = super_tile(work->args, work->args->begin); super.tiles > 0;
          super = super_tile(work->args, super.start + super.tiles * RELAYI_TILE)) {
-        page_tiles pages = {.super = super};
+        find_pages(work, super, &pages);
         for (int32_t first = 0; first < work->blocks; first += AMX_GROUP) {
             amx_group group = make_group(work, first);
             attend_pages_group(work, &group, &pages);
@@ -267,7 +318,7 @@ static void attend_pages(amx_work *work) {
 static void attend(const relayi_attend_args *args, int32_t query_terms, int32_t prob_terms) {
     amx_work work = begin_work(args, query_terms, prob_terms);
     load_tail(&work);
-    relayi_amx_begin();
+    relayi_amx_begin(args->kv.packed && work.blocks == 1 ? args->rows : AMX_ROWS);
     if (args->kv.packed) attend_packed(&work);
     else attend_pages(&work);
     relayi_amx_end();
