@@ -87,6 +87,11 @@ static void save_state(const amx_work *work, int32_t block, const block_state *s
 
 /* ---- probabilities as bf16 terms */
 
+INLINE __m512 probability(const float *scores, __m512 scale, __m512 max_log2, bool split) {
+    __m512 t = _mm512_fmsub_ps(_mm512_load_ps(scores), scale, max_log2);
+    return split ? exp2_ps(t) : exp2_short_ps(t);
+}
+
 /* What rounding took away. */
 INLINE __m512i round_rest(__m512 low, __m512 high, __m512i rounded) {
     low = _mm512_sub_ps(low, widen(_mm512_castsi512_si256(rounded)));
@@ -114,8 +119,8 @@ INLINE __m512 row_probabilities(const float *scores, int32_t columns, __m512 sca
                                 uint16_t *prob, uint16_t *rest) {
     __m512 sum_low = _mm512_setzero_ps(), sum_high = sum_low;
     for (int32_t c = 0; c < columns; c += 2) {
-        __m512 low = exp2_ps(_mm512_fmsub_ps(_mm512_load_ps(scores + 256 * c), scale, max_log2));
-        __m512 high = exp2_ps(_mm512_fmsub_ps(_mm512_load_ps(scores + 256 * c + 256), scale, max_log2));
+        __m512 low = probability(scores + 256 * c, scale, max_log2, rest != NULL);
+        __m512 high = probability(scores + 256 * c + 256, scale, max_log2, rest != NULL);
         sum_low = _mm512_add_ps(sum_low, low);
         sum_high = _mm512_add_ps(sum_high, high);
         __m512i rounded = round_pair(low, high);
@@ -165,8 +170,8 @@ INLINE void token_probabilities(const float *scores, __m512 scale, __m512 max_lo
     const __m512i interleave = interleave_halves();
     __m512i first[16], second[16];
     for (int i = 0; i < 16; i++) {
-        __m512 low = exp2_ps(_mm512_fmsub_ps(_mm512_load_ps(scores + 32 * i), scale, max_log2));
-        __m512 high = exp2_ps(_mm512_fmsub_ps(_mm512_load_ps(scores + 32 * i + 16), scale, max_log2));
+        __m512 low = probability(scores + 32 * i, scale, max_log2, rest != NULL);
+        __m512 high = probability(scores + 32 * i + 16, scale, max_log2, rest != NULL);
         sum[0] = _mm512_add_ps(sum[0], low);
         sum[1] = _mm512_add_ps(sum[1], high);
         __m512i rounded = round_pair(low, high);

@@ -36,6 +36,17 @@ INLINE void look_ahead(amx_ahead *ahead, int32_t pieces) {
         for (int32_t i = 0; i < ahead->lines; i++) _mm_prefetch(*ahead->next + 64 * i, _MM_HINT_T1);
 }
 
+/* The same to 3e-6, for what will be rounded to bf16. */
+INLINE __m512 exp2_short_ps(__m512 t) {
+    __m512 x = _mm512_reduce_ps(t, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
+    __m512 y = _mm512_set1_ps(0.013426684f);
+    y = _mm512_fmadd_ps(y, x, _mm512_set1_ps(0.052242473f));
+    y = _mm512_fmadd_ps(y, x, _mm512_set1_ps(0.2412802f));
+    y = _mm512_fmadd_ps(y, x, _mm512_set1_ps(0.69304484f));
+    y = _mm512_fmadd_ps(y, x, _mm512_set1_ps(1.0f));
+    return _mm512_scalef_ps(y, t);
+}
+
 /* [a0..a15, b0..b15] of 16 bits to [a0 b0 a1 b1 ...]. */
 INLINE __m512i interleave_halves(void) {
     const __m512i even = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
