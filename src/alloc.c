@@ -9,9 +9,10 @@
 
 #define HUGE_PAGE ((size_t)2 << 20)
 
+/* False for more than any object can have. */
 static bool round_up(size_t size, size_t unit, size_t *rounded) {
     *rounded = (size + unit - 1) / unit * unit;
-    return size <= SIZE_MAX - (unit - 1);
+    return size <= PTRDIFF_MAX - (unit - 1);
 }
 
 void *relayi_alloc(size_t size) {

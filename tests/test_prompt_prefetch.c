@@ -5,6 +5,7 @@
 #include <time.h>
 
 #include "prompt_fixture.h"
+#include "prompt_internal.h"
 
 static relay_device *device;
 static char scratch[256];
@@ -205,6 +206,27 @@ static void test_newer_goes_first(void) {
     relay_prompt_cache_destroy(cache);
 }
 
+/* However often keys are announced while the thread is busy, the list does not grow. */
+static void test_repeated_announcements(void) {
+    write_damaged();
+    write_files("abc");
+    relay_prompt_cache *cache = open_cache(10, 1);
+    close_gate();
+    CHECK_STATUS(announce(cache, "!abc"), RELAY_OK);
+    wait_until_held();
+    for (int i = 0; i < 50; i++) CHECK_STATUS(announce(cache, i % 2 == 0 ? "bc" : "ab"), RELAY_OK);
+    int length = 0;
+    pthread_mutex_lock(&cache->lock);
+    for (const relayi_wish *wish = cache->wishes; wish != NULL; wish = wish->next) length++;
+    pthread_mutex_unlock(&cache->lock);
+    CHECK_MSG(length == 3, "%d keys are waiting", length);
+    open_gate();
+    CHECK_STATUS(relay_prompt_cache_wait(cache), RELAY_OK);
+    CHECK(stats_of(cache).prefetched == 3);
+    check_in_memory(cache, "abc");
+    relay_prompt_cache_destroy(cache);
+}
+
 static void test_group_is_finished(void) {
     write_damaged();
     write_files("abc");
@@ -325,7 +347,8 @@ static void with_scratch(void (*test)(void)) {
 int main(void) {
     static void (*const tests[])(void) = {
         test_groups, test_unknown_and_damaged, test_keeps_its_own, test_keeps_pinned, test_replaces_older,
-        test_announced_counts_as_used, test_next_announcement_replaces, test_newer_goes_first, test_group_is_finished,
+        test_announced_counts_as_used, test_next_announcement_replaces, test_newer_goes_first, test_repeated_announcements,
+        test_group_is_finished,
         test_calls_in_flight, test_destroy_in_flight, test_switched_off, test_arguments};
     relay_device_options options = relay_device_options_defaults();
     options.threads = 1;
