@@ -10,6 +10,7 @@ typedef struct node_state {
     char key[ENG_SHA256_HEX];
     relay_prompt *handle; /* pinned in the cache as long as it is here */
     int32_t users;        /* paths that hold it */
+    bool absent;          /* it was not in the cache when last looked for */
 } node_state;
 
 struct eng_prompt_set {
@@ -135,8 +136,10 @@ eng_prompt_state eng_prompt_set_pin(eng_prompt_set *set, const eng_path *path, i
         *node = path->steps[i].node;
         node_state *state = &set->nodes[*node];
         relay_status status = RELAY_OK;
-        if (*node == set->filling) status = RELAY_NOT_FOUND;
+        /* while another is filled nothing can be begun anyway: its file need not be looked for again */
+        if (*node == set->filling || (state->absent && set->filling >= 0)) status = RELAY_NOT_FOUND;
         else if (state->handle == NULL) status = acquire(set, state);
+        state->absent = status == RELAY_NOT_FOUND;
         if (status == RELAY_OK) {
             state->users++;
             continue;

@@ -73,11 +73,20 @@ static void penalise_repetition(eng_sampler *sampler, float penalty, const eng_d
     }
 }
 
+/* The first of the largest; -1 where there are none but NaN.  In lanes, so that compilers vectorise it:
+ * a large vocabulary is looked through for every token of an answer. */
 static int32_t largest(const float *logits, int32_t count) {
-    int32_t best = -1;
+    enum { LANES = 16 };
+    float lanes[LANES], best = -INFINITY;
+    int32_t whole = count / LANES * LANES;
+    for (int j = 0; j < LANES; j++) lanes[j] = -INFINITY;
+    for (int32_t i = 0; i < whole; i += LANES)
+        for (int j = 0; j < LANES; j++) lanes[j] = logits[i + j] > lanes[j] ? logits[i + j] : lanes[j];
+    for (int j = 0; j < LANES; j++) best = lanes[j] > best ? lanes[j] : best;
+    for (int32_t i = whole; i < count; i++) best = logits[i] > best ? logits[i] : best;
     for (int32_t i = 0; i < count; i++)
-        if (!isnan(logits[i]) && (best < 0 || logits[i] > logits[best])) best = i;
-    return best;
+        if (logits[i] == best) return i;
+    return -1;
 }
 
 /* Equal logits go by token, so that the order is one and the same everywhere. */
