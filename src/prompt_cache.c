@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "alloc.h"
+#include "device_internal.h"
 #include "log.h"
 #include "prompt_internal.h"
 
@@ -58,6 +59,17 @@ static relay_status check_texts(const relay_device *device, const relay_prompt_c
     return RELAY_OK;
 }
 
+/* Prompts are packed and rounded by the device's kernels. */
+static relay_status check_kernels(const relay_device *device, const relay_prompt_cache_options *options) {
+    const relayi_kernels *kernels = &device->kernels;
+    if (kernels->pack[relayi_dt(options->kv_dtype)] != NULL && kernels->f32_to_bf16 != NULL &&
+        kernels->f32_to_f16 != NULL && kernels->bf16_to_f32 != NULL && kernels->f16_to_f32 != NULL)
+        return RELAY_OK;
+    return relayi_fail(device, RELAY_UNSUPPORTED,
+                       "relay_prompt_cache_create: the device has no kernels that pack %s prompts",
+                       relay_dtype_name(options->kv_dtype));
+}
+
 static relay_status check_options(const relay_device *device, const relay_prompt_cache_options *options) {
     relay_status status = relayi_check_size(device, "relay_prompt_cache_options", options->struct_size,
                                             sizeof *options);
@@ -70,6 +82,7 @@ static relay_status check_options(const relay_device *device, const relay_prompt
     if (status == RELAY_OK) status = check_range(device, "enable_prefetch", options->enable_prefetch, 0, 1);
     if (status == RELAY_OK)
         status = check_range(device, "prefetch_batch_size", options->prefetch_batch_size, 1, INT32_MAX);
+    if (status == RELAY_OK) status = check_kernels(device, options);
     return status;
 }
 

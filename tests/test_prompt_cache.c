@@ -103,6 +103,19 @@ static void test_arguments(void) {
     relay_prompt_cache_destroy(cache);
 }
 
+static void test_device_without_kernels(void) {
+    relay_prompt_cache_options options = small_options();
+    relay_prompt_cache *cache = NULL;
+    relay_device other = *device;
+    other.kernels.pack[RELAYI_DT_BF16] = NULL;
+    CHECK_STATUS(relay_prompt_cache_create(&other, &options, &cache), RELAY_UNSUPPORTED);
+    CHECK(cache == NULL);
+    CHECK_CONTAINS(logged.last, "bf16");
+    options.kv_dtype = RELAY_F16;
+    CHECK_STATUS(relay_prompt_cache_create(&other, &options, &cache), RELAY_OK);
+    relay_prompt_cache_destroy(cache);
+}
+
 static void test_huge_prompt(void) {
     relay_prompt_cache_options options = small_options();
     relay_prompt *prompt = NULL;
@@ -330,6 +343,7 @@ int main(void) {
     test_options();
     test_null_arguments();
     test_arguments();
+    test_device_without_kernels();
     test_huge_prompt();
     test_life();
     test_not_committed();

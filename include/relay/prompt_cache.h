@@ -58,8 +58,9 @@ typedef struct relay_prompt_cache_options {
 
 RELAY_API relay_prompt_cache_options relay_prompt_cache_options_defaults(void);
 
-/* Errors: NULL_POINTER, BAD_STRUCT_SIZE, INVALID_ARGUMENT, BAD_DTYPE, IO_ERROR
- * (directory cannot be made or written), OUT_OF_MEMORY. */
+/* Errors: NULL_POINTER, BAD_STRUCT_SIZE, INVALID_ARGUMENT, BAD_DTYPE, UNSUPPORTED (the
+ * device does not pack prompts), IO_ERROR (directory cannot be made or written),
+ * OUT_OF_MEMORY. */
 RELAY_API relay_status relay_prompt_cache_create(relay_device *device,
                                                  const relay_prompt_cache_options *options,
                                                  relay_prompt_cache **cache);
