@@ -62,9 +62,10 @@ void relayi_amx_gather_key(amx_work *work, const uint16_t *const *from, int32_t 
     int32_t stride = work->steps * AMX_DEPTH;
     for (int32_t n = 0; n < count; n++, key += stride) {
         look_ahead(&work->ahead, 1);
-        for (int32_t d = 0; d < work->dim; d += 16)
-            _mm256_store_si256((__m256i *)(key + d), _mm256_loadu_si256((const __m256i *)(from[n] + d)));
-        if (work->dim < stride) _mm256_store_si256((__m256i *)(key + work->dim), _mm256_setzero_si256());
+        for (int32_t d = 0; d < work->dim; d += AMX_DEPTH) { /* the last half k-step is padded */
+            __mmask32 some = work->dim - d < AMX_DEPTH ? 0xffff : 0xffffffff;
+            _mm512_store_si512(key + d, _mm512_maskz_loadu_epi16(some, from[n] + d));
+        }
     }
     memset(key, 0, sizeof *key * (size_t)stride * (size_t)(RELAYI_TILE - count));
 }
