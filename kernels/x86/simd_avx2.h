@@ -13,11 +13,13 @@ enum {
     WIDE_ROWS = 0,
     WIDE_VECTORS = 2,
     NARROW_VECTORS = 2,
+    IN_PLACE_ROWS = 6,   /* up to which V is best read where it lies (measured) */
     SUPER_BLOCKS = 4     /* blocks of rows whose scores share the first-level cache */
 };
 
-/* Shapes (rows, vectors) of which a micro-kernel is made. */
-#define EACH_SHAPE(X) X(1, 2) X(2, 2) X(3, 2) X(4, 2) X(5, 2) X(6, 2)
+/* Shapes (rows, vectors) of which a micro-kernel is made; those for few rows read pages too. */
+#define EACH_FEW_ROWS_SHAPE(X) X(1, 2) X(2, 2) X(3, 2) X(4, 2) X(5, 2) X(6, 2)
+#define EACH_MANY_ROWS_SHAPE(X)
 
 typedef __m256 vf;
 

@@ -13,15 +13,18 @@ enum {
     WIDE_ROWS = 6,       /* or up to this many rows x 4 vectors */
     WIDE_VECTORS = 4,
     NARROW_VECTORS = 2,
+    IN_PLACE_ROWS = 6,   /* up to which V is best read where it lies (measured) */
     SUPER_BLOCKS = 2     /* blocks of rows whose scores share the first-level cache */
 };
 
-/* Shapes (rows, vectors) of which a micro-kernel is made. */
-#define EACH_SHAPE(X)                                                                       \
+/* Shapes (rows, vectors) of which a micro-kernel is made; those for few rows read pages too. */
+#define EACH_FEW_ROWS_SHAPE(X)                                                              \
     X(1, 1) X(1, 2) X(1, 3) X(1, 4) X(2, 1) X(2, 2) X(2, 3) X(2, 4) X(3, 1) X(3, 2) X(3, 3) \
     X(3, 4) X(4, 1) X(4, 2) X(4, 3) X(4, 4) X(5, 1) X(5, 2) X(5, 3) X(5, 4) X(6, 1) X(6, 2) \
-    X(6, 3) X(6, 4) X(7, 1) X(7, 2) X(8, 1) X(8, 2) X(9, 1) X(9, 2) X(10, 1) X(10, 2)       \
-    X(11, 1) X(11, 2) X(12, 1) X(12, 2)
+    X(6, 3) X(6, 4)
+#define EACH_MANY_ROWS_SHAPE(X)                                                             \
+    X(7, 1) X(7, 2) X(8, 1) X(8, 2) X(9, 1) X(9, 2) X(10, 1) X(10, 2) X(11, 1) X(11, 2)     \
+    X(12, 1) X(12, 2)
 
 typedef __m512 vf;
 
