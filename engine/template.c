@@ -96,20 +96,26 @@ const char *eng_template_turn_end(const eng_template *t, size_t *size) {
     return text;
 }
 
-static bool append_text(eng_bytes *out, const char *text, bool trims, eng_error *err) {
+/* A text file ends in a newline that its writer did not mean as part of the turn. */
+static size_t without_last_newline(const char *text) {
     size_t size = strlen(text);
-    if (trims) strip(&text, &size);
-    return eng_bytes_append(out, text, size, err);
+    if (size > 0 && text[size - 1] == '\n') size--;
+    if (size > 0 && text[size - 1] == '\r') size--;
+    return size;
 }
 
 static bool append_system(const eng_template *t, const char *system, eng_bytes *out, eng_error *err) {
     if (system == NULL) return true;
-    return eng_bytes_append_string(out, t->system_open, err) && append_text(out, system, t->trims_system, err) &&
+    size_t size = without_last_newline(system);
+    if (t->trims_system) strip(&system, &size);
+    return eng_bytes_append_string(out, t->system_open, err) && eng_bytes_append(out, system, size, err) &&
            eng_bytes_append_string(out, t->system_close, err);
 }
 
 static bool append_user(const eng_template *t, const char *user, eng_bytes *out, eng_error *err) {
-    return append_text(out, user, t->trims_user, err) && eng_bytes_append_string(out, t->turn_close, err);
+    size_t size = strlen(user);
+    if (t->trims_user) strip(&user, &size);
+    return eng_bytes_append(out, user, size, err) && eng_bytes_append_string(out, t->turn_close, err);
 }
 
 static bool render_raw(const char *system, const char *user, eng_bytes *out, eng_error *err) {

@@ -2,7 +2,8 @@
  *
  * A template here is a row of literals, not the Jinja program that a checkpoint carries; which row
  * a checkpoint means is read off that program's own literals.  `raw` is none: the system text, one
- * space unless the texts bring white space of their own, and the user's text. */
+ * space unless the texts bring white space of their own, and the user's text.  All others leave the newline
+ * out that ends a system prompt's file. */
 #ifndef RELAY_ENGINE_TEMPLATE_H
 #define RELAY_ENGINE_TEMPLATE_H
 

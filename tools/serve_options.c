@@ -60,17 +60,16 @@ char *serve_read_text(const char *command, const char *path) {
         fprintf(stderr, "%s: %s\n", command, err.text);
         return NULL;
     }
-    size_t size = map.size;
+    size_t size = map.size, blank = 0;
     const char *data = map.data;
-    if (size > 0 && data[size - 1] == '\n') size--;
-    if (size > 0 && data[size - 1] == '\r') size--;
+    while (blank < size && (data[blank] == '\n' || data[blank] == '\r')) blank++;
     char *text = malloc(size + 1);
     if (text != NULL) {
         if (size > 0) memcpy(text, data, size);
         text[size] = '\0';
     }
     eng_file_map_close(&map);
-    const char *problem = text == NULL ? "out of memory" : size == 0 ? "a system prompt that is empty" : NULL;
+    const char *problem = text == NULL ? "out of memory" : blank == size ? "a system prompt that is empty" : NULL;
     if (problem == NULL && strlen(text) != size) problem = "holds a 0 byte: no text";
     if (problem == NULL) return text;
     free(text);

@@ -48,7 +48,7 @@ eng_stops serve_stops(const serve_options *o);
 /* Checks what the option parser cannot; -1, or the exit code. */
 int serve_check(const opt_command *command, const serve_options *o);
 
-/* A file's text without the newline at its end, to be freed; NULL with a message for one that cannot be
+/* A file's text as it is, to be freed; NULL with a message for one that cannot be
  * read, is empty, or holds a 0 byte. */
 char *serve_read_text(const char *command, const char *path);
 
