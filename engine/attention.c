@@ -71,8 +71,25 @@ static bool make_plans(eng_attention *a, eng_error *err) {
         int kind = kind_of(config, layer);
         if (a->plans[kind] == NULL && !make_plan(a, kind, err)) return false;
     }
+    return true;
+}
+
+static bool make_forest(eng_attention *a, eng_error *err) {
     relay_status status = relay_forest_create(a->options.device, &a->forest);
     return status == RELAY_OK || fail_status("attention forest", status, err);
+}
+
+static void destroy_plans(eng_attention *a) {
+    for (int kind = 0; kind < NUM_KINDS; kind++) {
+        relay_plan_destroy(a->plans[kind]);
+        a->plans[kind] = NULL;
+    }
+}
+
+bool eng_attention_set_strategy(eng_attention *a, relay_strategy strategy, eng_error *err) {
+    a->options.strategy = strategy;
+    destroy_plans(a);
+    return make_plans(a, err);
 }
 
 bool eng_attention_create(const eng_attention_options *options, eng_attention **out, eng_error *err) {
@@ -80,7 +97,7 @@ bool eng_attention_create(const eng_attention_options *options, eng_attention **
     eng_attention *a = calloc(1, sizeof *a);
     if (a == NULL) return eng_fail(err, "out of memory for attention");
     a->options = *options;
-    if (!make_plans(a, err)) {
+    if (!make_plans(a, err) || !make_forest(a, err)) {
         eng_attention_destroy(a);
         return false;
     }
@@ -90,7 +107,7 @@ bool eng_attention_create(const eng_attention_options *options, eng_attention **
 
 void eng_attention_destroy(eng_attention *a) {
     if (a == NULL) return;
-    for (int kind = 0; kind < NUM_KINDS; kind++) relay_plan_destroy(a->plans[kind]);
+    destroy_plans(a);
     relay_forest_destroy(a->forest);
     array *const arrays[] = {&a->order, &a->start, &a->own, &a->segments, &a->slots,
                              &a->fill_slots, &a->query, &a->fill_keys, &a->fill_values};

@@ -31,6 +31,9 @@ typedef struct eng_attention eng_attention;
 bool eng_attention_create(const eng_attention_options *options, eng_attention **out, eng_error *err);
 void eng_attention_destroy(eng_attention *attention);
 
+/* From the next step on.  On failure it is of no more use. */
+bool eng_attention_set_strategy(eng_attention *attention, relay_strategy strategy, eng_error *err);
+
 /* Plans a step. */
 bool eng_attention_begin(eng_attention *attention, const eng_sequence *sequences, int32_t count, eng_error *err);
 

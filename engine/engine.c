@@ -7,6 +7,7 @@
 
 #include "conversation.h"
 #include "model_id.h"
+#include "prompt_copy.h"
 
 struct eng_engine {
     eng_engine_options options; /* its strings are not used after open */
@@ -259,6 +260,16 @@ bool eng_engine_prepare(eng_engine *e, int32_t prompt, eng_error *err) {
         while (eng_prompt_set_filling(e->prompts) != NULL)
             if (!eng_scheduler_step(e->scheduler, err)) return false;
     }
+}
+
+bool eng_engine_copy_prompt(eng_engine *e, int32_t from, int32_t to, eng_error *err) {
+    if (e->nodes[from] < 0 || e->nodes[to] < 0) return eng_fail(err, "copying a prompt: too short to be shared");
+    return eng_prompt_copy(e->prompts, &e->kv, e->nodes[from], e->nodes[to], err);
+}
+
+bool eng_engine_set_strategy(eng_engine *e, relay_strategy strategy, eng_error *err) {
+    e->options.strategy = strategy;
+    return eng_attention_set_strategy(e->attention, strategy, err);
 }
 
 static void link_answer(eng_engine *e, eng_answer *a) {

@@ -48,6 +48,13 @@ bool eng_engine_start(eng_engine *engine, eng_error *err);
 /* Brings a prompt's K/V in, from the cache or by computing it, before any request wants it. */
 bool eng_engine_prepare(eng_engine *engine, int32_t prompt, eng_error *err);
 
+/* For timing: gives prompt `to` the K/V of `from`, which has been brought in, instead of computing it.
+ * What is answered under `to` is then an answer under `from`.  See prompt_copy.h. */
+bool eng_engine_copy_prompt(eng_engine *engine, int32_t from, int32_t to, eng_error *err);
+
+/* From the next step on; on failure the engine is of no more use. */
+bool eng_engine_set_strategy(eng_engine *engine, relay_strategy strategy, eng_error *err);
+
 enum { ENG_NO_PROMPT = -1 };
 
 typedef struct eng_submission {

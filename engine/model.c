@@ -4,6 +4,7 @@
 #include <stdlib.h>
 
 #include "big_memory.h"
+#include "clock.h"
 #include "layer_math.h"
 #include "weights.h"
 
@@ -27,6 +28,7 @@ struct eng_model {
     activations act;
     eng_linear_scratch scratch;
     float full_inverse[128], sliding_inverse[128]; /* head_dim <= 256 */
+    double linear_seconds;
 };
 
 static int32_t query_width(const eng_model_config *c) {
@@ -79,7 +81,10 @@ static bool check_step(const eng_model *m, const eng_step *s, eng_attend_fn atte
 }
 
 static bool multiply(eng_model *m, const eng_linear *linear, int32_t rows, const float *x, float *y, eng_error *err) {
-    return eng_linear_apply(linear, &m->scratch, rows, x, linear->in, y, linear->out, err);
+    double begun = eng_seconds();
+    bool ok = eng_linear_apply(linear, &m->scratch, rows, x, linear->in, y, linear->out, err);
+    m->linear_seconds += eng_seconds() - begun;
+    return ok;
 }
 
 static void add_bias(int32_t n, float *x, const float *bias) {
@@ -249,6 +254,14 @@ const eng_model_config *eng_model_config_of(const eng_model *model) {
 
 size_t eng_model_weight_bytes(const eng_model *model) {
     return eng_weights_bytes(&model->weights);
+}
+
+size_t eng_model_step_bytes(const eng_model *model, int32_t num_logit_rows) {
+    return eng_model_weight_bytes(model) - (num_logit_rows > 0 ? 0 : model->weights.head.bytes);
+}
+
+double eng_model_linear_seconds(const eng_model *model) {
+    return model->linear_seconds;
 }
 
 const char *eng_model_kernel_name(const eng_model *model) {

@@ -61,6 +61,12 @@ const char *eng_model_kernel_name(const eng_model *model);
 /* Floating-point operations of the matrix products of one step. */
 double eng_model_linear_flops(const eng_model *model, int32_t rows, int32_t num_logit_rows);
 
+/* Bytes of weights that one step reads: without the head where no logits are wanted. */
+size_t eng_model_step_bytes(const eng_model *model, int32_t num_logit_rows);
+
+/* Spent in matrix products since the model was made. */
+double eng_model_linear_seconds(const eng_model *model);
+
 /* Tokens, positions and logit rows are checked before anything is computed.  Where attend fails, so does
  * the step, with attend's message. */
 bool eng_model_forward(eng_model *model, const eng_step *step, eng_attend_fn attend, void *user, eng_error *err);

@@ -11,6 +11,7 @@ static const struct {
     int (*run)(int argc, char **argv);
 } benches[] = {
     {"attention", "one layer's attention: relay, plain, private copies, and the machine's limit", bench_attention},
+    {"generate", "a model's decode steps under one system prompt: the same three ways", bench_generate},
 };
 enum { NUM_BENCHES = sizeof benches / sizeof benches[0] };
 

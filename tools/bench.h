@@ -6,6 +6,7 @@
 #include <stdint.h>
 
 int bench_attention(int argc, char **argv);
+int bench_generate(int argc, char **argv);
 
 /* Readings of one thing in seconds; the median is what is quoted. */
 typedef struct bench_times {

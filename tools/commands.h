@@ -7,7 +7,7 @@
 #define RELAY_COMMANDS(X)                                                                      \
     X(generate, "answers a file of requests that share system prompts")                       \
     X(chat, "a conversation in the terminal, under a system prompt that is computed once")     \
-    X(bench, "times attention beside the limits of this machine")                              \
+    X(bench, "times attention, and whole steps, beside the limits of this machine")            \
     X(check, "checks this build on this processor: kernels, whole problems, laws")             \
     X(info, "what this processor has, which kernels are chosen, how fast they can be")
 
