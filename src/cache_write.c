@@ -1,6 +1,6 @@
 /* New K/V into the pages that a run reads. */
 #include "convert.h"
-#include "device_internal.h"
+#include "device_cuda.h"
 #include "relay/run.h"
 #include "tensor.h"
 
@@ -44,7 +44,7 @@ static relay_status check_overlap(const relay_device *device, const relay_cache_
 static relay_status check_args(const relay_device *device, const relay_cache_write_args *args) {
     relay_status status = relayi_check_size(device, "relay_cache_write_args", args->struct_size, sizeof *args);
     if (status != RELAY_OK) return status;
-    if (args->stream != NULL)
+    if (args->stream != NULL && device->kind == RELAY_DEVICE_CPU)
         return relayi_fail(device, RELAY_INVALID_ARGUMENT, "relay_cache_write_args.stream: the CPU has no streams");
     if (args->num_slots < 0)
         return relayi_fail(device, RELAY_INVALID_ARGUMENT, "relay_cache_write_args.num_slots: %lld",
@@ -53,7 +53,7 @@ static relay_status check_args(const relay_device *device, const relay_cache_wri
         return relayi_fail(device, RELAY_NULL_POINTER, "relay_cache_write_args.slot_mapping is NULL");
     status = check_tensors(device, args);
     if (status == RELAY_OK) status = check_overlap(device, args);
-    if (status != RELAY_OK) return status;
+    if (status != RELAY_OK || device->kind == RELAY_DEVICE_CUDA) return status; /* its slots are not ours to read */
     int64_t blocks = args->key_pool.shape[0], block_size = args->key_pool.shape[1];
     for (int64_t i = 0; i < args->num_slots; i++)
         if (args->slot_mapping[i] >= 0 && (block_size == 0 || args->slot_mapping[i] / block_size >= blocks))
@@ -93,6 +93,7 @@ relay_status relay_cache_write(relay_device *device, const relay_cache_write_arg
     if (device == NULL || args == NULL) return RELAY_NULL_POINTER;
     relay_status status = check_args(device, args);
     if (status != RELAY_OK) return status;
+    if (device->kind == RELAY_DEVICE_CUDA) return relayi_write_on_cuda(device, args);
     int64_t elements = args->num_slots * args->key.shape[1] * args->key.shape[2];
     int threads = elements < PARALLEL_FROM_ELEMENTS ? 1 : device->threads;
 #pragma omp parallel for num_threads(threads) schedule(static)

@@ -3,7 +3,7 @@
 #include <time.h>
 
 #include "alloc.h"
-#include "device_internal.h"
+#include "device_cuda.h"
 #include "log.h"
 
 #define READ_BYTES ((size_t)512 << 20) /* beyond any last-level cache share */
@@ -62,6 +62,7 @@ relay_status relay_device_calibrate(relay_device *device, relay_calibration *res
     if (device == NULL || result == NULL) return RELAY_NULL_POINTER;
     relay_status status = relayi_check_size(device, "relay_calibration", result->struct_size, sizeof *result);
     if (status != RELAY_OK) return status;
+    if (device->kind == RELAY_DEVICE_CUDA) return relayi_cuda_calibrate(device, result);
     relay_calibration found = {.struct_size = sizeof found};
     found.f32_gflops = measure_peak(device, relayi_peak_f32);
     found.bf16_gflops = measure_peak(device, relayi_peak_bf16);

@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "cpu.h"
+#include "device_cuda.h"
 #include "device_internal.h"
 #include "log.h"
 
@@ -36,10 +37,7 @@ static relay_status check_options(const relay_device *log, const relay_device_op
     if (options->kind != RELAY_DEVICE_CPU && options->kind != RELAY_DEVICE_CUDA)
         return relayi_fail(log, RELAY_INVALID_ARGUMENT, "relay_device_options.kind: %d is no device kind",
                            (int)options->kind);
-    if (options->kind == RELAY_DEVICE_CUDA)
-        return relayi_fail(log, RELAY_NO_DEVICE,
-                           "relay_device_options.kind: CUDA needs librelayattn_cuda, which this build "
-                           "does not open yet");
+    if (options->kind == RELAY_DEVICE_CUDA) return RELAY_OK; /* its library checks the index */
     if (options->index != 0)
         return relayi_fail(log, RELAY_INVALID_ARGUMENT, "relay_device_options.index: %d, but the CPU is 0",
                            options->index);
@@ -61,6 +59,22 @@ static const char *level_name(uint32_t flags) {
     return relayi_level_names[level];
 }
 
+static void open_cpu(relay_device *device, const relay_device_options *options, int level) {
+    device->kind = RELAY_DEVICE_CPU;
+    device->threads = options->threads ? options->threads : omp_get_num_procs();
+    device->flags = relayi_cpu_flags() & relayi_level_flags[level];
+    device->level = level_name(device->flags);
+    relayi_cpu_describe(device->name, sizeof device->name, device->features, sizeof device->features);
+    relayi_kernels_ref(&device->kernels);
+#if defined(__x86_64__)
+    relayi_kernels_x86(&device->kernels, device->flags);
+#endif
+    relayi_log(device, RELAY_LOG_INFO, "%s, %d threads, level %s: f32 %s, f16 %s, bf16 %s",
+               device->name, device->threads, device->level, device->kernels.attend[RELAYI_DT_F32].name,
+               device->kernels.attend_16bit[RELAYI_DT_F16].name,
+               device->kernels.attend_16bit[RELAYI_DT_BF16].name);
+}
+
 relay_status relay_device_open(const relay_device_options *options, relay_device **out) {
     if (out == NULL) return RELAY_NULL_POINTER;
     *out = NULL;
@@ -72,23 +86,13 @@ relay_status relay_device_open(const relay_device_options *options, relay_device
     if (status != RELAY_OK) return status;
     relay_device *device = calloc(1, sizeof *device);
     if (device == NULL) return relayi_fail(&log, RELAY_OUT_OF_MEMORY, "relay_device_open: no memory");
-    device->kind = RELAY_DEVICE_CPU;
-    device->threads = options->threads ? options->threads : omp_get_num_procs();
-    device->flags = relayi_cpu_flags() & relayi_level_flags[level];
-    device->level = level_name(device->flags);
     device->log = options->log;
     device->log_user = options->log_user;
-    relayi_cpu_describe(device->name, sizeof device->name, device->features, sizeof device->features);
-    relayi_kernels_ref(&device->kernels);
-#if defined(__x86_64__)
-    relayi_kernels_x86(&device->kernels, device->flags);
-#endif
-    relayi_log(device, RELAY_LOG_INFO, "%s, %d threads, level %s: f32 %s, f16 %s, bf16 %s",
-               device->name, device->threads, device->level, device->kernels.attend[RELAYI_DT_F32].name,
-               device->kernels.attend_16bit[RELAYI_DT_F16].name,
-               device->kernels.attend_16bit[RELAYI_DT_BF16].name);
-    *out = device;
-    return RELAY_OK;
+    if (options->kind == RELAY_DEVICE_CPU) open_cpu(device, options, level);
+    else status = relayi_cuda_open(device, options->index);
+    if (status == RELAY_OK) *out = device;
+    else free(device);
+    return status;
 }
 
 void relay_device_close(relay_device *device) { free(device); }
@@ -115,5 +119,6 @@ const char *relay_device_kernel_name(const relay_device *device, relay_dtype que
                                      relay_dtype kv_dtype) {
     if (device == NULL || relay_dtype_size(query_dtype) == 0 || relay_dtype_size(kv_dtype) == 0)
         return "none";
+    if (device->kind == RELAY_DEVICE_CUDA) return relayi_cuda_kernel_name(device, query_dtype, kv_dtype);
     return relayi_pick_attend(device, query_dtype, kv_dtype)->name;
 }

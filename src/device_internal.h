@@ -1,6 +1,7 @@
 #ifndef RELAY_DEVICE_INTERNAL_H
 #define RELAY_DEVICE_INTERNAL_H
 
+#include "cuda_ops.h"
 #include "kernel.h"
 #include "relay/device.h"
 
@@ -13,6 +14,8 @@ struct relay_device {
     char name[128];
     char features[256];
     relayi_kernels kernels;
+    const relayi_cuda_ops *cuda; /* of a CUDA device, else NULL */
+    relayi_cuda_device gpu;
     relay_log_fn log;
     void *log_user;
 };

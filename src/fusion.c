@@ -4,7 +4,7 @@
 #include <math.h>
 
 #include "convert.h"
-#include "device_internal.h"
+#include "device_cuda.h"
 #include "tensor.h"
 
 /* Elements merged at a time, so that the accumulator stays on the stack. */
@@ -47,7 +47,7 @@ static relay_status check_part(const relay_device *device, const relay_fuse_args
 static relay_status check_args(const relay_device *device, const relay_fuse_args *args) {
     relay_status status = relayi_check_size(device, "relay_fuse_args", args->struct_size, sizeof *args);
     if (status != RELAY_OK) return status;
-    if (args->stream != NULL)
+    if (args->stream != NULL && device->kind == RELAY_DEVICE_CPU)
         return relayi_fail(device, RELAY_INVALID_ARGUMENT, "relay_fuse_args.stream: the CPU has no streams");
     if (args->num_parts < 1)
         return relayi_fail(device, RELAY_INVALID_ARGUMENT, "relay_fuse_args.num_parts: %d, expected >= 1",
@@ -115,6 +115,7 @@ relay_status relay_fuse(relay_device *device, const relay_fuse_args *args) {
     if (device == NULL || args == NULL) return RELAY_NULL_POINTER;
     relay_status status = check_args(device, args);
     if (status != RELAY_OK) return status;
+    if (device->kind == RELAY_DEVICE_CUDA) return relayi_fuse_on_cuda(device, args);
     int64_t heads = args->output.shape[1], rows = args->output.shape[0] * heads;
     int threads = rows * args->output.shape[2] < PARALLEL_FROM_ELEMENTS ? 1 : device->threads;
 #pragma omp parallel for num_threads(threads) schedule(static)

@@ -1,7 +1,9 @@
 #include "plan_internal.h"
 
+#include "device_cuda.h"
 #include "log.h"
 #include "plan_build.h"
+#include "plan_cuda.h"
 
 relay_attention relay_attention_defaults(void) {
     return (relay_attention){.struct_size = sizeof(relay_attention), .query_dtype = RELAY_BF16,
@@ -26,6 +28,18 @@ static relayi_attend_kernel pick_kernel(const relay_device *device, const relay_
     return kernel;
 }
 
+/* What a plan needs of its device's kind. */
+static relay_status prepare(relay_plan *plan) {
+    if (plan->device->kind == RELAY_DEVICE_CPU) {
+        plan->kernel = pick_kernel(plan->device, &plan->attention);
+        return RELAY_OK;
+    }
+    relay_status status = relayi_cuda_check_attention(plan->device, &plan->attention);
+    if (status != RELAY_OK) return status;
+    plan->kernel.name = relayi_cuda_kernel_name(plan->device, plan->attention.query_dtype, plan->attention.kv_dtype);
+    return relayi_cuda_plan_create(plan);
+}
+
 relay_status relay_plan_create(relay_device *device, const relay_attention *attention,
                                const relay_plan_options *options, relay_plan **out) {
     if (out == NULL) return RELAY_NULL_POINTER;
@@ -44,13 +58,15 @@ relay_status relay_plan_create(relay_device *device, const relay_attention *atte
     plan->attention = checked;
     plan->options = chosen;
     plan->group = checked.num_heads / checked.num_kv_heads;
-    plan->kernel = pick_kernel(device, &checked);
-    *out = plan;
-    return RELAY_OK;
+    status = prepare(plan);
+    if (status == RELAY_OK) *out = plan;
+    else relay_plan_destroy(plan);
+    return status;
 }
 
 void relay_plan_destroy(relay_plan *plan) {
     if (plan == NULL) return;
+    relayi_cuda_plan_destroy(plan);
     relayi_shrink(&plan->row_memory);
     relayi_shrink(&plan->item_memory);
     relayi_shrink(&plan->piece_memory);
@@ -63,8 +79,10 @@ relay_status relay_plan_build(relay_plan *plan, const relay_forest *forest) {
     plan->forest = NULL;
     relay_status status = relayi_check_plan_forest(plan, forest);
     if (status != RELAY_OK) return status;
-    if (!relayi_build(plan, relayi_forest_now(forest)))
-        return relayi_fail(plan->device, RELAY_OUT_OF_MEMORY, "relay_plan_build: no memory for the plan");
+    if (plan->cuda != NULL) status = relayi_cuda_plan_build(plan, relayi_forest_now(forest));
+    else if (!relayi_build(plan, relayi_forest_now(forest)))
+        status = relayi_fail(plan->device, RELAY_OUT_OF_MEMORY, "relay_plan_build: no memory for the plan");
+    if (status != RELAY_OK) return status;
     plan->forest = forest;
     plan->generation = forest->generation;
     relayi_log(plan->device, RELAY_LOG_DEBUG,
@@ -83,6 +101,10 @@ static size_t take(size_t *used, size_t bytes) {
 
 relayi_workspace relayi_plan_workspace(const relay_plan *plan) {
     relayi_workspace map = {0};
+    if (plan->cuda != NULL) {
+        map.bytes = relayi_cuda_plan_workspace(plan).bytes;
+        return map;
+    }
     if (plan->num_items == 0) return map;
     size_t dim = (size_t)plan->attention.head_dim, rows = RELAYI_MAX_ROWS;
     size_t states = (size_t)plan->max_parts * (size_t)plan->num_rows * (size_t)plan->attention.num_heads;

@@ -54,6 +54,27 @@ relay_status relayi_check_attention(const relay_device *device, relay_attention 
     return RELAY_OK;
 }
 
+/* All of the bounds or none, and small enough for what is laid out by them. */
+static relay_status check_bounds(const relay_device *device, const relay_plan_options *o) {
+    const struct {
+        const char *name;
+        int32_t value, least;
+    } bounds[] = {{"max_requests", o->max_requests, 0},
+                  {"max_rows", o->max_rows, 1},
+                  {"max_depth", o->max_depth, 0},
+                  {"max_tokens", o->max_tokens, 1},
+                  {"max_blocks", o->max_blocks, 0}};
+    for (size_t i = 0; i < sizeof bounds / sizeof *bounds; i++) {
+        int32_t least = o->max_requests > 0 ? bounds[i].least : 0;
+        int32_t most = o->max_requests != 0 ? RELAYI_MAX_TOKENS : 0;
+        if (bounds[i].value < least || bounds[i].value > most)
+            return relayi_fail(device, RELAY_INVALID_ARGUMENT, "relay_plan_options.%s: %d is not in %d..%d%s",
+                               bounds[i].name, bounds[i].value, least, most,
+                               o->max_requests == 0 ? ", as max_requests is 0" : "");
+    }
+    return RELAY_OK;
+}
+
 relay_status relayi_check_plan_options(const relay_device *device, const relay_plan_options *options) {
     relay_status status = relayi_check_size(device, "relay_plan_options", options->struct_size, sizeof *options);
     if (status != RELAY_OK) return status;
@@ -63,7 +84,7 @@ relay_status relayi_check_plan_options(const relay_device *device, const relay_p
     if (options->repeatable != 0 && options->repeatable != 1)
         return relayi_fail(device, RELAY_INVALID_ARGUMENT, "relay_plan_options.repeatable: %d, expected 0 or 1",
                            options->repeatable);
-    return RELAY_OK;
+    return check_bounds(device, options);
 }
 
 static relay_status check_span(relay_plan *plan, const char *what, int32_t index, const relay_kv_span *span) {

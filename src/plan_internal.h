@@ -54,6 +54,7 @@ struct relay_plan {
     bool uses_pages;
     int32_t packed_layers;  /* fewest layers of the packed prompts in use, INT32_MAX if none */
     relay_plan_info info;
+    struct relayi_cuda_plan *cuda; /* on a CUDA device, else NULL */
 };
 
 /* The workspace's map: byte offsets from its start. */

@@ -5,6 +5,7 @@
 #include <stdatomic.h>
 
 #include "convert.h"
+#include "device_cuda.h"
 #include "prompt.h"
 #include "run_internal.h"
 
@@ -196,6 +197,7 @@ relay_status relay_run(const relay_plan *plan, const relay_run_args *args) {
     if (plan == NULL || args == NULL) return RELAY_NULL_POINTER;
     relay_status status = relayi_check_run(plan, args);
     if (status != RELAY_OK || plan->num_rows == 0) return status;
+    if (plan->cuda != NULL) return relayi_run_on_cuda(plan, args);
     runner run = make_runner(plan, args);
     int32_t threads = plan->cost < PARALLEL_FROM_NS ? 1 : plan->device->threads;
     int32_t heads = plan->attention.num_heads;

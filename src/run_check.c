@@ -3,10 +3,16 @@
 #include "run_internal.h"
 #include "tensor.h"
 
+/* Rows that the tensors must have: a graph's later batches may be larger than this one. */
+static int64_t rows_needed(const relay_plan *plan) {
+    return plan->cuda != NULL && plan->options.max_requests > 0 ? plan->options.max_rows : plan->num_rows;
+}
+
 static relay_status check_query_output(const relay_plan *plan, const relay_run_args *args) {
     const relay_attention *a = &plan->attention;
+    int64_t rows = rows_needed(plan);
     relayi_expect expect = {.name = "relay_run_args.query", .ndim = 3, .min_first = true, .dense_last = true,
-                            .shape = {plan->num_rows, a->num_heads, a->head_dim}, .dtype = a->query_dtype};
+                            .shape = {rows, a->num_heads, a->head_dim}, .dtype = a->query_dtype};
     relay_status status = relayi_check_tensor(plan->device, &args->query, &expect);
     if (status != RELAY_OK) return status;
     expect.name = "relay_run_args.output";
@@ -14,7 +20,7 @@ static relay_status check_query_output(const relay_plan *plan, const relay_run_a
     status = relayi_check_tensor(plan->device, &args->output, &expect);
     if (status != RELAY_OK || args->lse.data == NULL) return status;
     relayi_expect lse = {.name = "relay_run_args.lse", .ndim = 2, .min_first = true,
-                         .shape = {plan->num_rows, a->num_heads}, .dtype = RELAY_F32};
+                         .shape = {rows, a->num_heads}, .dtype = RELAY_F32};
     return relayi_check_tensor(plan->device, &args->lse, &lse);
 }
 
@@ -139,7 +145,7 @@ relay_status relayi_check_run(const relay_plan *plan, const relay_run_args *args
         return relayi_fail(plan->device, RELAY_STALE_PLAN, "relay_run: %s",
                            plan->forest ? "the forest has changed since the plan was built" : "the plan is not built");
     if (plan->num_rows == 0) return RELAY_OK;
-    if (args->stream != NULL)
+    if (args->stream != NULL && plan->device->kind == RELAY_DEVICE_CPU)
         return relayi_fail(plan->device, RELAY_INVALID_ARGUMENT, "relay_run_args.stream: the CPU has no streams");
     status = check_query_output(plan, args);
     if (status == RELAY_OK) status = check_kv(plan, args);

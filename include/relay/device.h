@@ -38,7 +38,13 @@ RELAY_API relay_device_options relay_device_options_defaults(void);
 /* Opens a device.  On success the caller must close it, after everything that
  * was created on it.  Thread-safe.
  * Errors: NULL_POINTER, BAD_STRUCT_SIZE, INVALID_ARGUMENT (kind, index, threads,
- * cpu_level), NO_DEVICE, OUT_OF_MEMORY. */
+ * cpu_level), NO_DEVICE, OUT_OF_MEMORY, DEVICE_ERROR.
+ *
+ * A CUDA device needs librelayattn_cuda: the file that the environment variable
+ * RELAY_CUDA_LIBRARY names, else one beside librelayattn, else one on the loader's path.
+ * NO_DEVICE says in the log which of these it is: no library, one of another version, no
+ * driver or too old a one, no such GPU, a compute capability below 8.0.  `threads` and
+ * `cpu_level` mean nothing to it. */
 RELAY_API relay_status relay_device_open(const relay_device_options *options,
                                          relay_device **device);
 
@@ -64,7 +70,7 @@ RELAY_API const char *relay_device_kernel_name(const relay_device *device, relay
                                                relay_dtype kv_dtype);
 
 /* Machine limits, measured now with all threads of the device: takes about half
- * a second, and is not remembered.  The "limit" that the benchmarks quote is
+ * a second (CUDA: and 2 GiB of its memory), and is not remembered.  The "limit" that the benchmarks quote is
  * max(unique K/V bytes / read_gbps, FLOPs / peak). */
 typedef struct relay_calibration {
     uint32_t struct_size;
@@ -74,7 +80,7 @@ typedef struct relay_calibration {
     double peak_gflops;       /* the largest of the above */
 } relay_calibration;
 
-/* Errors: NULL_POINTER, BAD_STRUCT_SIZE, OUT_OF_MEMORY, UNSUPPORTED (not a CPU). */
+/* Errors: NULL_POINTER, BAD_STRUCT_SIZE, OUT_OF_MEMORY, DEVICE_ERROR. */
 RELAY_API relay_status relay_device_calibrate(relay_device *device, relay_calibration *result);
 
 #ifdef __cplusplus

@@ -57,6 +57,15 @@ typedef struct relay_plan_options {
     int32_t repeatable;      /* default 0.  1: the result of a request is bitwise the same
                                 whatever else is in the batch and however many threads run:
                                 every path is cut alike and no cost model is asked */
+
+    /* For CUDA graphs; nothing to the CPU.  With max_requests above 0 the plan takes any batch
+     * within these bounds by the same launches, copies and workspace: a relay_run captured once
+     * serves every later relay_plan_build.  A batch beyond a bound is refused (OUT_OF_RANGE). */
+    int32_t max_requests; /* default 0 = no bounds, and none of the others given */
+    int32_t max_rows;     /* query rows of a batch, >= max_requests is usual */
+    int32_t max_depth;    /* shared segments on a request's path */
+    int32_t max_tokens;   /* tokens of a request, its path and its own */
+    int32_t max_blocks;   /* block ids of all spans of a batch together */
 } relay_plan_options;
 
 RELAY_API relay_plan_options relay_plan_options_defaults(void);
@@ -71,7 +80,10 @@ RELAY_API void relay_plan_destroy(relay_plan *plan); /* accepts NULL */
  * is run (a change is noticed: STALE_PLAN).  Allocates only when a batch is larger than
  * any before.  Errors: NULL_POINTER, WRONG_DEVICE, INVALID_ARGUMENT (a request has more
  * query rows than tokens of its own; a packed prompt of another shape or dtype),
- * OUT_OF_MEMORY. */
+ * OUT_OF_RANGE (a bound of the options), OUT_OF_MEMORY.
+ * CUDA: UNSUPPORTED for packed prompts and for a block_size that is no multiple of 16.  Runs read
+ * the plan while they execute on their stream: build again only when those queued have got there
+ * (or use two plans in turn). */
 RELAY_API relay_status relay_plan_build(relay_plan *plan, const relay_forest *forest);
 
 /* Bytes that relay_run needs for the plan as built; 0 when there is nothing to do. */

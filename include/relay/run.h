@@ -39,6 +39,9 @@ typedef struct relay_run_args {
     size_t workspace_bytes;
     void *stream; /* CUDA: a cudaStream_t, the run is asynchronous on it.  CPU: NULL, the run
                      is done when the call returns */
+    int32_t plan_in_workspace; /* default 0.  CUDA: 1 = an earlier run of this plan, as built now,
+                                  on this stream has left it in this workspace, so it is not
+                                  copied again (a model's second and later layers) */
 } relay_run_args;
 
 RELAY_API relay_run_args relay_run_args_defaults(void);
@@ -53,7 +56,15 @@ RELAY_API relay_run_args relay_run_args_defaults(void);
  * follows from softmax's denominator being a sum.
  * Errors, before anything is written: NULL_POINTER, BAD_STRUCT_SIZE, STALE_PLAN,
  * BAD_DTYPE, BAD_SHAPE, BAD_STRIDE, OUT_OF_RANGE (layer, tensor_index, pool smaller than
- * the forest's), OVERLAP, WORKSPACE_TOO_SMALL, MISALIGNED. */
+ * the forest's), OVERLAP, WORKSPACE_TOO_SMALL, MISALIGNED.
+ *
+ * CUDA: every pointer is to memory of the plan's device (WRONG_DEVICE if not); bases of K/V
+ * are aligned to 16 bytes and their strides are multiples of 8 elements (MISALIGNED,
+ * BAD_STRIDE); queries and outputs are as free as on the CPU.  A stream that is being captured
+ * records a copy of the plan from the plan's own pinned memory, and two kernels; a replay reads
+ * that memory again, so a plan with bounds (relay_plan_options.max_requests) may be built anew
+ * between replays.  DEVICE_ERROR: CUDA's own words are in the log, and say whether the error
+ * came from before the call. */
 RELAY_API relay_status relay_run(const relay_plan *plan, const relay_run_args *args);
 
 typedef struct relay_cache_write_args {
@@ -71,7 +82,8 @@ typedef struct relay_cache_write_args {
 RELAY_API relay_cache_write_args relay_cache_write_args_defaults(void);
 
 /* Puts new K/V into pages, rounding to the pool's dtype (to nearest, ties to even).
- * All slots are checked first.  Errors: NULL_POINTER, BAD_STRUCT_SIZE, BAD_DTYPE,
+ * All slots are checked first; on CUDA, where slot_mapping is device memory, a slot beyond the
+ * pool is skipped instead.  Errors: NULL_POINTER, BAD_STRUCT_SIZE, BAD_DTYPE,
  * BAD_SHAPE, BAD_STRIDE, OUT_OF_RANGE, OVERLAP. */
 RELAY_API relay_status relay_cache_write(relay_device *device, const relay_cache_write_args *args);
 

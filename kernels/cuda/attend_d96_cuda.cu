@@ -1,0 +1,3 @@
+#include "launch_cuda.cuh"
+
+RELAY_CUDA_ATTEND(96)

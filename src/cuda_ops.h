@@ -1,0 +1,192 @@
+/* The border between the core and librelayattn_cuda: one versioned table of functions and the plain
+ * data that they take.  C only: no CUDA header is needed to include it.
+ *
+ * The work list
+ * -------------
+ * A plan for a CUDA device is a block of memory (the list) that the host builds in pinned memory and
+ * a run copies into the workspace.  Rows are numbered along the forest's order and stacked with the
+ * query heads of one kv head: stacked row = plan row * group + head of the group.
+ *
+ *     header | units | pieces | rows | runs | ids
+ *
+ * A run (of parts) is what some rows attend in one go: a segment read once, or what a request attends
+ * by itself.  It is cut along tokens into `chunks`, and each chunk gives one partial state (o, lse) to
+ * each stacked row of each kv head.  State number of row r, head g of its group, kv head h, chunk c:
+ *
+ *     base + ((c * num_kv_heads + h) * rows + r - row_begin) * group + g
+ *
+ * A unit is one chunk of a run for one tile of stacked rows; every kv head computes every unit, so
+ * there are num_units * num_kv_heads pieces of work, taken in the order of the list. */
+#ifndef RELAY_CUDA_OPS_H
+#define RELAY_CUDA_OPS_H
+
+#include "relay/base.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define RELAYI_CUDA_VERSION 1u /* counts up with every change of this file */
+#define RELAYI_CUDA_OPS_SYMBOL "relay_cuda_ops"
+#define RELAYI_CUDA_MAX_CONTIGUOUS 48 /* tensors of a run; they travel as kernel parameters */
+#define RELAYI_CUDA_MAX_PARTS 48      /* of a fusion, likewise */
+#define RELAYI_CUDA_PAGE 16           /* page sizes are multiples of it, and so are cuts */
+#define RELAYI_CUDA_ALIGNMENT 16      /* bytes: of K/V bases and strides */
+
+/* How a unit's rows are laid over a block's four warps. */
+typedef enum relayi_cuda_shape {
+    RELAYI_CUDA_FLAT = 0,  /* up to 16 rows; the warps divide the tokens */
+    RELAYI_CUDA_TALL = 1,  /* up to 64 rows, 16 a warp; all warps see all tokens */
+    RELAYI_CUDA_WIDE = 2,  /* up to 128 rows, 32 a warp */
+    RELAYI_CUDA_NUM_SHAPES
+} relayi_cuda_shape;
+
+typedef struct relayi_cuda_header {
+    int32_t num_units, num_rows;
+    uint32_t next; /* work handed out beyond the grid's first; back at 0 when a run is done */
+    int32_t reserved;
+} relayi_cuda_header;
+
+typedef struct relayi_cuda_unit {
+    int32_t row_begin, rows; /* stacked */
+    int32_t first_piece, num_pieces;
+    int32_t min_position, max_position; /* of its rows */
+    int32_t shape;
+    int32_t head_states; /* states from one kv head to the next */
+    int64_t state;       /* of its first row in kv head 0 */
+} relayi_cuda_unit;
+
+/* Tokens [begin, end) of a span whose first token is at global position `start`; begin is a multiple
+ * of RELAYI_CUDA_PAGE. */
+typedef struct relayi_cuda_piece {
+    int32_t tensor; /* index into `contiguous`, or -1: pages, from ids[ids] on */
+    int32_t ids;
+    int32_t start, begin, end;
+} relayi_cuda_piece;
+
+typedef struct relayi_cuda_row {
+    int32_t source, position; /* row of the caller's tensors; global position */
+    int32_t first_run, num_runs;
+} relayi_cuda_row;
+
+typedef struct relayi_cuda_run {
+    int64_t base;
+    int32_t chunks, row_begin, rows; /* plan rows */
+    int32_t reserved;
+} relayi_cuda_run;
+
+/* K and V of one contiguous span; strides in elements. */
+typedef struct relayi_cuda_kv {
+    const void *key, *value;
+    int64_t key_token, key_head, value_token, value_head;
+} relayi_cuda_kv;
+
+/* What the attention kernels are given, by value: a graph keeps it. */
+typedef struct relayi_cuda_params {
+    void *list;                                /* in the workspace */
+    uint32_t units, pieces, rows, runs, ids;   /* byte offsets from `list` */
+    int32_t heads, kv_heads, group, head_dim, block_size;
+    float *acc, *lse;                          /* partial states: [states][head_dim], [states] */
+    const void *query;
+    int64_t query_row, query_head;
+    void *output;
+    int64_t output_row, output_head;
+    float *output_lse; /* or NULL */
+    int64_t lse_row, lse_head;
+    const void *key_pool, *value_pool;
+    int64_t key_block, key_token, key_head, value_block, value_token, value_head;
+    const float *slopes, *sinks; /* or NULL */
+    float scale, soft_cap;
+    int32_t window, sink_tokens;
+    int32_t query_aligned, output_aligned; /* 16 bytes */
+    relayi_cuda_kv contiguous[RELAYI_CUDA_MAX_CONTIGUOUS];
+} relayi_cuda_params;
+
+typedef struct relayi_cuda_attend {
+    int32_t device;
+    void *stream;
+    relay_dtype dtype, output_dtype; /* of queries and K/V; of outputs */
+    const void *host_list;           /* pinned */
+    size_t list_bytes;               /* 0: the workspace holds the list already */
+    int32_t max_rows;                /* rows that the merge is launched for */
+    int32_t max_work;                /* units * kv heads, at most */
+    relayi_cuda_params params;
+} relayi_cuda_attend;
+
+typedef struct relayi_cuda_write {
+    int32_t device;
+    void *stream;
+    relay_tensor key, value, key_pool, value_pool;
+    const int64_t *slots;
+    int64_t num_slots;
+} relayi_cuda_write;
+
+typedef struct relayi_cuda_fuse {
+    int32_t device;
+    void *stream;
+    int32_t num_parts;
+    const relay_tensor *outputs, *lses; /* [num_parts], host memory */
+    relay_tensor output, lse;
+} relayi_cuda_fuse;
+
+typedef struct relayi_cuda_device {
+    int32_t index, multiprocessors, major, minor;
+    int64_t memory_bytes, l2_bytes;
+    int32_t driver, runtime; /* as CUDA counts: 13000 */
+    char name[128];
+} relayi_cuda_device;
+
+typedef struct relayi_cuda_rates {
+    double read_gbps, copy_gbps, f32_gflops, bf16_gflops;
+} relayi_cuda_rates;
+
+/* CUDA's own words for what went wrong. */
+typedef struct relayi_cuda_error {
+    char text[256];
+} relayi_cuda_error;
+
+typedef enum relayi_cuda_copy { RELAYI_CUDA_TO_DEVICE = 1, RELAYI_CUDA_TO_HOST = 2 } relayi_cuda_copy;
+
+/* Every function may be called by any thread, and leaves the thread's current device as it was.
+ * Where one fails it returns NO_DEVICE, OUT_OF_MEMORY or DEVICE_ERROR and fills `error`. */
+typedef struct relayi_cuda_ops {
+    uint32_t version, size; /* RELAYI_CUDA_VERSION, sizeof of this struct */
+    relay_status (*open)(int32_t index, relayi_cuda_device *device, relayi_cuda_error *error);
+    relay_status (*pin)(int32_t device, size_t bytes, void **memory, relayi_cuda_error *error);
+    void (*unpin)(void *memory);
+    /* 1 if a kernel of `device` can read the address. */
+    int32_t (*reachable)(int32_t device, const void *address);
+    /* Asynchronous on the stream, no allocation, no synchronisation. */
+    relay_status (*attend)(const relayi_cuda_attend *call, relayi_cuda_error *error);
+    relay_status (*write)(const relayi_cuda_write *call, relayi_cuda_error *error);
+    relay_status (*fuse)(const relayi_cuda_fuse *call, relayi_cuda_error *error);
+    relay_status (*calibrate)(int32_t device, relayi_cuda_rates *rates, relayi_cuda_error *error);
+    const char *(*kernel_name)(relay_dtype query, relay_dtype kv); /* NULL: not computed */
+
+    /* For the checker and the benchmarks alone: memory, streams, graphs, time. */
+    relay_status (*alloc)(int32_t device, size_t bytes, void **memory, relayi_cuda_error *error);
+    void (*release)(int32_t device, void *memory);
+    relay_status (*copy)(int32_t device, void *to, const void *from, size_t bytes, relayi_cuda_copy kind,
+                         relayi_cuda_error *error); /* synchronous */
+    relay_status (*fill)(int32_t device, void *memory, int32_t byte, size_t bytes, relayi_cuda_error *error);
+    relay_status (*stream_create)(int32_t device, void **stream, relayi_cuda_error *error);
+    relay_status (*stream_wait)(int32_t device, void *stream, relayi_cuda_error *error);
+    void (*stream_destroy)(int32_t device, void *stream);
+    relay_status (*capture_begin)(int32_t device, void *stream, relayi_cuda_error *error);
+    relay_status (*capture_end)(int32_t device, void *stream, void **graph, relayi_cuda_error *error);
+    relay_status (*graph_launch)(int32_t device, void *graph, void *stream, relayi_cuda_error *error);
+    void (*graph_destroy)(int32_t device, void *graph);
+    /* Reads `bytes` of `memory` on the stream, so that caches hold nothing else. */
+    relay_status (*flush)(int32_t device, const void *memory, size_t bytes, void *stream, relayi_cuda_error *error);
+    /* Seconds on the device's clock from before to after one launch of a graph, a flush before it
+     * (`flush` NULL: none) not counted. */
+    relay_status (*time_graph)(int32_t device, void *graph, const void *flush, size_t flush_bytes, void *stream,
+                               double *seconds, relayi_cuda_error *error);
+} relayi_cuda_ops;
+
+typedef const relayi_cuda_ops *relayi_cuda_ops_fn(void);
+
+#ifdef __cplusplus
+}
+#endif
+#endif
