@@ -6,6 +6,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "check_cuda.h"
 #include "commands.h"
 #include "options.h"
 
@@ -107,11 +108,15 @@ static int summarise(const chk *c) {
     return c->failed == 0 && c->passed > 0 && written ? 0 : 1;
 }
 
-static int run_all(chk *c) {
+static void watch_faults(chk *c) {
     current = c;
     struct sigaction action = {.sa_handler = on_fault};
     sigaction(SIGSEGV, &action, NULL);
     sigaction(SIGBUS, &action, NULL);
+}
+
+static int run_all(chk *c) {
+    watch_faults(c);
     bool opened = open_devices(c);
     if (opened) {
         fflush(stdout);
@@ -126,13 +131,19 @@ static int run_all(chk *c) {
 }
 
 int cmd_check(int argc, char **argv) {
+    static const char *const devices[] = {"cpu", "cuda", NULL};
     chk c = {.random_cases = 300};
     int64_t seed = 1;
+    int device = 0;
+    int32_t index = 0, replays = 2000;
     const opt_spec specs[] = {
         {OPT_INT64("seed", "N", &seed, 0, INT64_MAX, "of the random cases; the same seed gives the same cases")},
         {OPT_INT("cases", "N", &c.random_cases, 0, 1000000, "whole problems drawn at random")},
         {OPT_FLAG("quick", &c.quick, "a tenth of the cases")},
         {OPT_STRING("only", "TEXT", &c.only, "only cases whose name contains TEXT")},
+        {OPT_CHOICE("device", "KIND", &device, devices, "what is checked; cuda needs librelayattn_cuda and a GPU")},
+        {OPT_INT("index", "N", &index, 0, 1023, "which CUDA device")},
+        {OPT_INT("replays", "N", &replays, 0, 100000000, "of a CUDA graph, batches changing between them")},
         {OPT_FLAG("verbose", &c.verbose, "name every case before it is computed")},
     };
     const opt_command command = {
@@ -153,5 +164,7 @@ int cmd_check(int argc, char **argv) {
     if (code >= 0) return code;
     c.seed = (uint64_t)seed;
     if (c.quick) c.random_cases /= 10;
-    return run_all(&c);
+    if (device == 0) return run_all(&c);
+    watch_faults(&c);
+    return chk_cuda(&c, index, replays) ? summarise(&c) : 1;
 }

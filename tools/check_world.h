@@ -6,7 +6,7 @@
 #include "check.h"
 #include "check_data.h"
 
-enum { CHK_MAX_SEGMENTS = 16, CHK_MAX_REQUESTS = 24, CHK_MAX_SPANS = CHK_MAX_SEGMENTS + CHK_MAX_REQUESTS };
+enum { CHK_MAX_SEGMENTS = 16, CHK_MAX_REQUESTS = 512, CHK_MAX_SPANS = CHK_MAX_SEGMENTS + CHK_MAX_REQUESTS };
 
 /* Tokens of one span.  Token n of it is token (first + n) of stream `content`, so two cases can
  * cut the same tokens differently. */
