@@ -30,7 +30,7 @@ enum { RELAYI_SCRATCH_X86_F32 = 832 * 1024, RELAYI_SCRATCH_X86_16BIT = 576 * 102
 #if defined(__x86_64__)
 /* The softmax between the tile products needs the AVX-512 families' instructions. */
 #define RELAYI_NEEDS_AMX (RELAYI_CPU_AMX | RELAYI_CPU_AVX512 | RELAYI_CPU_AVX512BF16)
-enum { RELAYI_SCRATCH_AMX = 912 * 1024 };
+enum { RELAYI_SCRATCH_AMX = 848 * 1024 };
 
 #define RELAYI_ATTEND_LIST_X86(X)                                                              \
     X(f32_avx2, RELAYI_DT_F32, RELAYI_CPU_AVX2, RELAYI_DOES_ALL, 0, 16, 6,                     \

@@ -20,7 +20,7 @@ enum {
     AMX_DEPTH = 32,        /* bf16 elements of an A tile's row: one k-step */
     AMX_TILE = 512,        /* bf16 elements of a tile register */
     AMX_TILE_BYTES = 1024,
-    AMX_GROUP = 2,         /* row blocks that share one pass over a super-tile */
+    AMX_GROUP = 2,         /* row blocks, at most, that pass over a super-tile together */
     AMX_SUPER = 4,         /* 64-token tiles of a super-tile */
     AMX_COLUMNS = AMX_SUPER * (RELAYI_TILE / 16),        /* score tiles a row block */
     AMX_PROB_STEPS = AMX_SUPER * (RELAYI_TILE / AMX_DEPTH), /* probability tiles a row block */
@@ -28,7 +28,7 @@ enum {
     AMX_MAX_STEPS = AMX_MAX_DIM / AMX_DEPTH,
     AMX_MAX_BLOCKS = RELAYI_MAX_ROWS / AMX_ROWS,
     AMX_MAX_TERMS = 3,
-    AMX_PIECE = 1024,      /* bytes of packed K/V asked for at once */
+    AMX_PIECE = 256,       /* bytes of packed K/V asked for at once */
     AMX_MAX_PIECES = 2 * AMX_SUPER * RELAYI_TILE * AMX_MAX_DIM * 2 / AMX_PIECE
 };
 

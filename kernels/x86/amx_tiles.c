@@ -28,11 +28,9 @@ void relayi_amx_end(void) { _tile_release(); }
 INLINE void order_memory(void) { __asm__ volatile("" ::: "memory"); }
 
 /* How the four accumulators are laid out: row blocks by column tiles. */
-typedef enum shape { ROWS_1, ROWS_2, ROWS_3, ROWS_4, SQUARE, COLUMNS_4 } shape;
+typedef enum shape { ROWS_1, ROWS_2, SQUARE, COLUMNS_4 } shape;
 
-INLINE int shape_rows(shape s) {
-    return s == ROWS_1 || s == COLUMNS_4 ? 1 : s == ROWS_2 || s == SQUARE ? 2 : s == ROWS_3 ? 3 : 4;
-}
+INLINE int shape_rows(shape s) { return s == ROWS_2 || s == SQUARE ? 2 : 1; }
 INLINE int shape_columns(shape s) { return s == COLUMNS_4 ? 4 : s == SQUARE ? 2 : 1; }
 INLINE int shape_tiles(shape s) { return shape_rows(s) * shape_columns(s); }
 
@@ -63,20 +61,12 @@ INLINE void step_one(const char *a, const char *b, int64_t b_stride) {
     _tile_dpbf16ps(0, 4, 5);
 }
 
-INLINE void step_rows(int rows, const char *a, int64_t a_block, const char *b, int64_t b_stride) {
+INLINE void step_two(const char *a, int64_t a_block, const char *b, int64_t b_stride) {
     _tile_loadd(4, b, b_stride);
     _tile_loadd(5, a, 64);
     _tile_dpbf16ps(0, 5, 4);
     _tile_loadd(6, a + a_block, 64);
     _tile_dpbf16ps(1, 6, 4);
-    if (rows > 2) {
-        _tile_loadd(7, a + 2 * a_block, 64);
-        _tile_dpbf16ps(2, 7, 4);
-    }
-    if (rows > 3) {
-        _tile_loadd(5, a + 3 * a_block, 64);
-        _tile_dpbf16ps(3, 5, 4);
-    }
 }
 
 INLINE void step_square(const char *a, int64_t a_block, const char *b, int64_t b_stride) {
@@ -112,18 +102,18 @@ INLINE void multiply(shape s, int32_t steps, const void *a_tiles, int64_t a_bloc
         if (s == SQUARE) step_square(a, a_block, b, b_stride);
         else if (s == COLUMNS_4) step_columns(a, b, b_stride);
         else if (s == ROWS_1) step_one(a, b, b_stride);
-        else step_rows(shape_rows(s), a, a_block, b, b_stride);
+        else step_two(a, a_block, b, b_stride);
     }
 }
 
 /* ---- S = Q K^T, packed K */
 
-INLINE void scores_columns(shape s, amx_work *work, int32_t in_group, int32_t block, const uint16_t *key,
-                           int32_t column, int32_t tile_column) {
+INLINE void scores_columns(shape s, amx_work *work, int32_t block, const uint16_t *key, int32_t column,
+                           int32_t tile_column) {
     enum { STRIDE = 4 * RELAYI_TILE };
     float *out[4];
     for (int i = 0; i < shape_tiles(s); i++)
-        out[i] = amx_score_tile(work, in_group + i / shape_columns(s), column + i % shape_columns(s));
+        out[i] = amx_score_tile(work, i / shape_columns(s), column + i % shape_columns(s));
     int32_t whole = work->dim / AMX_DEPTH;
     int64_t a_block = (int64_t)work->query_terms * work->steps * AMX_TILE_BYTES;
     zero(shape_tiles(s));
@@ -140,19 +130,15 @@ INLINE void scores_columns(shape s, amx_work *work, int32_t in_group, int32_t bl
 INLINE void scores_blocks(shape s, amx_work *work, const amx_group *group, const uint16_t *key,
                           int32_t column) {
     for (int32_t c = 0; c < RELAYI_TILE / 16; c += shape_columns(s))
-        scores_columns(s, work, 0, group->first, key, column + c, c);
+        scores_columns(s, work, group->first, key, column + c, c);
 }
 
-int32_t relayi_amx_columns(int32_t blocks) { return blocks == 1 ? 4 : blocks == 2 ? 2 : 1; }
+int32_t relayi_amx_columns(int32_t blocks) { return blocks == 1 ? 4 : 2; }
 
 void relayi_amx_scores(amx_work *work, const amx_group *group, const uint16_t *key, int32_t column) {
     order_memory();
-    switch (group->blocks) {
-    case 1: scores_blocks(COLUMNS_4, work, group, key, column); break;
-    case 2: scores_blocks(SQUARE, work, group, key, column); break;
-    case 3: scores_blocks(ROWS_3, work, group, key, column); break;
-    default: scores_blocks(ROWS_4, work, group, key, column); break;
-    }
+    if (group->blocks == 1) scores_blocks(COLUMNS_4, work, group, key, column);
+    else scores_blocks(SQUARE, work, group, key, column);
     order_memory();
 }
 
@@ -221,11 +207,7 @@ INLINE void values_blocks(shape s, shape rest, amx_work *work, const amx_group *
 
 void relayi_amx_values(amx_work *work, const amx_group *group, const uint16_t *const *value, int32_t tiles) {
     order_memory();
-    switch (group->blocks) {
-    case 1: values_blocks(COLUMNS_4, ROWS_1, work, group, value, tiles); break;
-    case 2: values_blocks(SQUARE, ROWS_2, work, group, value, tiles); break;
-    case 3: values_blocks(ROWS_3, ROWS_3, work, group, value, tiles); break;
-    default: values_blocks(ROWS_4, ROWS_4, work, group, value, tiles); break;
-    }
+    if (group->blocks == 1) values_blocks(COLUMNS_4, ROWS_1, work, group, value, tiles);
+    else values_blocks(SQUARE, ROWS_2, work, group, value, tiles);
     order_memory();
 }
