@@ -16,10 +16,13 @@ bool eng_fail(eng_error *err, const char *format, ...) {
 bool eng_fail_in(eng_error *err, const char *prefix) {
     if (err == NULL) return false;
     char callee[sizeof err->text];
-    memcpy(callee, err->text, sizeof callee);
-    size_t used = strlen(prefix);
-    if (used > sizeof err->text - 3) used = sizeof err->text - 3;
+    size_t room = sizeof err->text - 1, used = strlen(prefix), size = strlen(err->text);
+    memcpy(callee, err->text, size);
+    if (used > room - 2) used = room - 2;
+    if (size > room - 2 - used) size = room - 2 - used;
     memcpy(err->text, prefix, used);
-    snprintf(err->text + used, sizeof err->text - used, ": %.*s", (int)(sizeof callee - 1), callee);
+    memcpy(err->text + used, ": ", 2);
+    memcpy(err->text + used + 2, callee, size);
+    err->text[used + 2 + size] = '\0';
     return false;
 }

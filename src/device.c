@@ -2,6 +2,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "alloc.h"
 #include "cpu.h"
 #include "device_cuda.h"
 #include "device_internal.h"
@@ -84,18 +85,18 @@ relay_status relay_device_open(const relay_device_options *options, relay_device
     if (options->struct_size == sizeof *options) log = log_only(options);
     relay_status status = check_options(&log, options, &level);
     if (status != RELAY_OK) return status;
-    relay_device *device = calloc(1, sizeof *device);
+    relay_device *device = relayi_alloc_array(1, sizeof *device);
     if (device == NULL) return relayi_fail(&log, RELAY_OUT_OF_MEMORY, "relay_device_open: no memory");
     device->log = options->log;
     device->log_user = options->log_user;
     if (options->kind == RELAY_DEVICE_CPU) open_cpu(device, options, level);
     else status = relayi_cuda_open(device, options->index);
     if (status == RELAY_OK) *out = device;
-    else free(device);
+    else relayi_free(device);
     return status;
 }
 
-void relay_device_close(relay_device *device) { free(device); }
+void relay_device_close(relay_device *device) { relayi_free(device); }
 
 relay_status relay_device_get_info(const relay_device *device, relay_device_info *info) {
     if (device == NULL || info == NULL) return RELAY_NULL_POINTER;
