@@ -114,7 +114,7 @@ static chk_case draw_case(const chk *c, int64_t index, int32_t requests) {
     k.block_size = CHK_PICK(&rng, block_sizes);
     k.spare_rows = chk_between(&rng, 0, 2);
     k.query_form = (chk_form)chk_between(&rng, 0, CHK_NUM_FORMS - 1);
-    k.kv_form = chk_chance(&rng, 50) ? CHK_DENSE : CHK_HEADS_FIRST;
+    k.key_form = k.value_form = chk_chance(&rng, 50) ? CHK_DENSE : CHK_HEADS_FIRST;
     k.output_form = (chk_form)chk_between(&rng, 0, CHK_NUM_FORMS - 1);
     k.lse = (chk_lse)chk_between(&rng, 0, CHK_NUM_LSE - 1);
     return k;

@@ -238,6 +238,36 @@ static void check_found(chk *c) {
     }
 }
 
+/* Requests with the very same blocks, new tokens included: what is new must stay each one's own. */
+static void check_identical(chk *c) {
+    static const int32_t lengths[] = {96, 80, 81, 96, 64, 97}, rows[] = {1, 17, 1, 33, 0, 16};
+    if (!chk_begin(c, "forest found where requests are the same, new tokens included")) return;
+    chk_case k = chk_case_defaults(chk_mix(c->seed, 600));
+    for (int32_t r = 0; r < 6; r++) {
+        chk_add_request(&k, rows[r], RELAY_KV_PAGED, lengths[r]);
+        k.requests[r].own.content = 1;
+    }
+    chk_world world;
+    chk_result want = {0}, found = {0};
+    relay_forest *forest = NULL;
+    int32_t *table = malloc(6 * TABLE_STRIDE * sizeof *table);
+    bool ok = chk_world_make(c, &k, &world) && table != NULL;
+    if (ok) write_table(&world, 5, table); /* the longest: all others are its beginnings */
+    for (int32_t r = 1; ok && r < 6; r++) memcpy(table + r * TABLE_STRIDE, table, TABLE_STRIDE * sizeof *table);
+    if (ok && find_forest(c, &world, table, 4, &forest) && chk_world_run(c, &world, forest, &found) &&
+        chk_world_expect(c, &world, &want)) {
+        check_spelling(c, &world, forest, table);
+        chk_compare(c, &want, &found, tolerance(c, &k));
+        if (relay_forest_num_segments(forest) == 0) chk_fail(c, "nothing found to share");
+    }
+    relay_forest_destroy(forest);
+    chk_world_free(&world);
+    chk_result_free(&want);
+    chk_result_free(&found);
+    free(table);
+    chk_end(c);
+}
+
 /* ---- repeatable ---------------------------------------------------------- */
 
 /* The case with only those requests whose position has a bit in `keep`, paths unchanged. */
@@ -337,6 +367,7 @@ void chk_laws(chk *c) {
     check_splits(c);
     check_strategies(c);
     check_found(c);
+    check_identical(c);
     check_repeatable(c);
     check_twice(c);
 }

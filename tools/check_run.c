@@ -144,7 +144,8 @@ static void check_forms(chk *c) {
         if (c->quick && index % 3 != 0) continue;
         chk_case k = standard(c, "strides", index, layouts[index % 2], layouts[index / 2 % 2]);
         k.query_form = (chk_form)(index % 3);
-        k.kv_form = (chk_form)(index / 3 % 3);
+        k.key_form = (chk_form)(index / 3 % 3);
+        k.value_form = (chk_form)(index / 2 % 3);
         k.output_form = (chk_form)(index / 9);
         k.lse = (chk_lse)(index % CHK_NUM_LSE);
         k.block_size = (const int32_t[]){1, 7, 16, 32}[index / 4 % 4];
@@ -277,7 +278,8 @@ static chk_case random_case(const chk *c, int64_t index) {
     k.block_size = CHK_PICK(&rng, block_sizes);
     k.spare_rows = chk_between(&rng, 0, 2);
     k.query_form = (chk_form)chk_between(&rng, 0, CHK_NUM_FORMS - 1);
-    k.kv_form = (chk_form)chk_between(&rng, 0, CHK_NUM_FORMS - 1);
+    k.key_form = (chk_form)chk_between(&rng, 0, CHK_NUM_FORMS - 1);
+    k.value_form = (chk_form)chk_between(&rng, 0, CHK_NUM_FORMS - 1);
     k.output_form = (chk_form)chk_between(&rng, 0, CHK_NUM_FORMS - 1);
     k.lse = (chk_lse)chk_between(&rng, 0, CHK_NUM_LSE - 1);
     return k;

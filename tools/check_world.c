@@ -90,8 +90,8 @@ const char *chk_case_text(const chk_case *k, char *text, size_t size) {
                       strategies[k->strategy]);
     char *to = text + at;
     size -= (size_t)at;
-    at = snprintf(to, size, ", q/kv/o %s/%s/%s, lse %d, threads %d%s%s", forms[k->query_form], forms[k->kv_form],
-                  forms[k->output_form], (int)k->lse, k->threads, k->repeatable ? ", repeatable" : "",
+    at = snprintf(to, size, ", q/k/v/o %s/%s/%s/%s, lse %d, threads %d%s%s", forms[k->query_form],
+                  forms[k->key_form], forms[k->value_form], forms[k->output_form], (int)k->lse, k->threads, k->repeatable ? ", repeatable" : "",
                   k->ordered ? ", reordered" : "");
     snprintf(to + at, size - (size_t)at, ", cap %g, window %d, sink tokens %d%s%s", (double)a->logit_soft_cap,
              a->sliding_window, a->num_sink_tokens, a->use_alibi ? ", alibi" : "", a->use_sinks ? ", sinks" : "");
@@ -138,8 +138,8 @@ static bool make_pool(const chk_case *k, chk_world *w) {
     w->num_blocks = SPARE_BLOCKS;
     for (int32_t s = 0; s < num_spans(k); s++) w->num_blocks += blocks_of(k, span_at(k, s));
     int64_t shape[4] = {w->num_blocks, k->block_size, a->num_kv_heads, a->head_dim};
-    return chk_tensor_make(&w->pool[0], a->kv_dtype, k->kv_form, 4, shape) &&
-           chk_tensor_make(&w->pool[1], a->kv_dtype, k->kv_form, 4, shape);
+    return chk_tensor_make(&w->pool[0], a->kv_dtype, k->key_form, 4, shape) &&
+           chk_tensor_make(&w->pool[1], a->kv_dtype, k->value_form, 4, shape);
 }
 
 /* `ids` are the pool's blocks in random order; what follows the last id is either the guard page
@@ -166,7 +166,8 @@ static bool place_contiguous(const chk_case *k, const chk_span *span, chk_placed
     int64_t shape[3] = {span->length + span->extra, k->attention.num_kv_heads, k->attention.head_dim};
     for (int i = 0; i < 2; i++) {
         chk_tensor *tensor = &placed->contiguous[i];
-        if (!chk_tensor_make(tensor, k->attention.kv_dtype, k->kv_form, 3, shape)) return false;
+        chk_form form = i ? k->value_form : k->key_form;
+        if (!chk_tensor_make(tensor, k->attention.kv_dtype, form, 3, shape)) return false;
         for (int32_t n = 0; n < span->length; n++)
             for (int32_t h = 0; h < k->attention.num_kv_heads; h++)
                 put_vector(&k->attention, i ? placed->value : placed->key, n, h, &tensor->view,

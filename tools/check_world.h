@@ -42,7 +42,7 @@ typedef struct chk_case {
     int32_t order[CHK_MAX_REQUESTS]; /* position -> request; used if `ordered` */
     bool ordered;
     int32_t block_size, spare_rows; /* rows of query and output beyond the plan's */
-    chk_form query_form, kv_form, output_form;
+    chk_form query_form, key_form, value_form, output_form;
     chk_lse lse;
 } chk_case;
 
