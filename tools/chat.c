@@ -193,6 +193,7 @@ static int chat_on(const chat_options *options, const char *system) {
     int code = 1;
     if (open_engine(&c, system, &err)) {
         interrupts_watch();
+        c.reader.wake_fd = interrupts_fd();
         if (c.terminal) fputs("Ctrl-C stops an answer, Ctrl-D leaves\n", stderr);
         code = converse(&c);
     } else complain(err.text);

@@ -232,7 +232,7 @@ static void serve(generate_run *run) {
     while (!run->broken) {
         if (interrupts_seen() != 0 && !run->stopping) begin_stopping(run);
         if (!run->stopping) take_requests(run);
-        if (!eng_engine_busy(run->engine) && (run->source_ended || interrupts_seen() != 0)) break;
+        if (!eng_engine_busy(run->engine) && (run->source_ended || run->stopping)) break;
         if (eng_engine_busy(run->engine) && !eng_engine_step(run->engine, &err)) {
             complain(run, err.text);
             run->broken = true;
@@ -312,6 +312,7 @@ static int generate(const generate_options *options) {
     int code = 1;
     if (prepare(&run)) {
         interrupts_watch();
+        run.source.reader.wake_fd = interrupts_fd();
         run.bar = progress_begin(run.source.total);
         serve(&run);
         code = finish(&run);

@@ -4,6 +4,9 @@
 
 void interrupts_watch(void);
 
+/* Becomes readable with a signal, also with one that came just before somebody waits for it. */
+int interrupts_fd(void);
+
 /* The signal that came, or 0. */
 int interrupts_seen(void);
 

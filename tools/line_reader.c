@@ -9,12 +9,12 @@
 enum { READ_BYTES = 1 << 16 };
 
 line_reader line_reader_on(int fd) {
-    return (line_reader){.fd = fd};
+    return (line_reader){.fd = fd, .wake_fd = -1};
 }
 
 void line_reader_free(line_reader *reader) {
     free(reader->data);
-    *reader = (line_reader){.fd = -1};
+    *reader = line_reader_on(-1);
 }
 
 /* Room for READ_BYTES and a 0 byte behind what is unread. */
@@ -37,13 +37,13 @@ static bool make_room(line_reader *r) {
     return true;
 }
 
-static bool readable(int fd) {
-    struct pollfd one = {.fd = fd, .events = POLLIN};
-    return poll(&one, 1, 0) > 0;
+static bool readable(const line_reader *r, bool wait) {
+    struct pollfd fds[] = {{.fd = r->fd, .events = POLLIN}, {.fd = r->wake_fd, .events = POLLIN}};
+    return poll(fds, 2, wait ? -1 : 0) > 0 && fds[0].revents != 0;
 }
 
 static line_status read_more(line_reader *r, bool wait) {
-    if (!wait && !readable(r->fd)) return LINE_LATER;
+    if (!readable(r, wait)) return LINE_LATER;
     if (!make_room(r)) return LINE_FAILED;
     ssize_t count = read(r->fd, r->data + r->size, READ_BYTES);
     if (count < 0) return errno == EINTR || errno == EAGAIN ? LINE_LATER : LINE_FAILED;

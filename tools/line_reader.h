@@ -16,7 +16,7 @@ typedef enum line_status {
 } line_status;
 
 typedef struct line_reader {
-    int fd;
+    int fd, wake_fd;          /* wake_fd: ends waiting when it becomes readable; -1: none */
     char *data;
     size_t begin, size, room; /* unread: [begin, size) */
     long number;              /* of the line given out last, from 1 */
@@ -27,7 +27,7 @@ line_reader line_reader_on(int fd);
 void line_reader_free(line_reader *reader);
 
 /* *line is 0-terminated in place of its newline and lives until the next call; *torn: the last line of
- * a file that does not end in a newline.  A signal ends waiting with LINE_LATER. */
+ * a file that does not end in a newline.  wake_fd and signals end waiting with LINE_LATER. */
 line_status line_reader_next(line_reader *reader, bool wait, char **line, size_t *size, bool *torn);
 
 #endif
