@@ -7,7 +7,7 @@
 #include "options.h"
 
 static const relay_dtype dtypes[] = {RELAY_F32, RELAY_F16, RELAY_BF16};
-enum { NUM_DTYPES = 3 };
+enum { NUM_DTYPES = 3, SMALLEST_MULTIPLE = 8 /* of a head dim */ };
 
 typedef struct feature {
     int32_t bit;
@@ -51,9 +51,14 @@ static int32_t left_to_reference(const findings *found, relay_dtype query, relay
 
 static void print_kernel(const findings *found, relay_dtype query, relay_dtype kv) {
     int32_t left = left_to_reference(found, query, kv);
+    int32_t multiple = relayi_pick_attend(found->device, query, kv)->head_dim_multiple;
     printf("  %-7s %-7s %s", relay_dtype_name(query), relay_dtype_name(kv),
            relay_device_kernel_name(found->device, query, kv));
     const char *lead = "; by the reference kernel: ";
+    if (multiple > SMALLEST_MULTIPLE) {
+        printf("%shead dims that are no multiple of %d", lead, (int)multiple);
+        lead = ", ";
+    }
     for (int i = 0; i < NUM_FEATURES; i++) {
         if (!(left & features[i].bit)) continue;
         printf("%s%s", lead, features[i].name);
@@ -82,9 +87,10 @@ static json_t *kernel_json(const findings *found, relay_dtype query, relay_dtype
     json_t *names = json_array();
     for (int i = 0; i < NUM_FEATURES; i++)
         if (left & features[i].bit) json_array_append_new(names, json_string(features[i].name));
-    return json_pack("{s:s, s:s, s:s, s:o}", "query", relay_dtype_name(query), "kv",
-                     relay_dtype_name(kv), "kernel",
-                     relay_device_kernel_name(found->device, query, kv), "reference_for", names);
+    return json_pack("{s:s, s:s, s:s, s:i, s:o}", "query", relay_dtype_name(query), "kv",
+                     relay_dtype_name(kv), "kernel", relay_device_kernel_name(found->device, query, kv),
+                     "head_dim_multiple", (int)relayi_pick_attend(found->device, query, kv)->head_dim_multiple,
+                     "reference_for", names);
 }
 
 static bool print_json(const findings *found) {
