@@ -5,7 +5,7 @@
 
 #include "bytes.h"
 #include "clock.h"
-#include "number_format.h"
+#include "layer_math.h"
 #include "relay/run.h"
 
 enum { KIND_FULL, KIND_SLIDING, NUM_KINDS };
@@ -337,10 +337,8 @@ static bool write_prompt(eng_attention *a, int32_t layer, const eng_attend_io *i
 static relay_tensor query_tensor(eng_attention *a, const eng_attend_io *io) {
     const eng_model_config *c = a->options.config;
     if (a->options.query_dtype == RELAY_F32) return rows_of(io->q, 0, io->rows, c->heads, c->head_dim);
-    uint16_t *rounded = a->query.data;
-    int64_t count = (int64_t)io->rows * c->heads * c->head_dim;
-    for (int64_t i = 0; i < count; i++) rounded[i] = eng_bf16_of_f32(io->q[i]);
-    return relay_tensor_3d(rounded, RELAY_BF16, io->rows, c->heads, c->head_dim);
+    eng_round_rows(io->rows, c->heads * c->head_dim, io->q, a->query.data);
+    return relay_tensor_3d(a->query.data, RELAY_BF16, io->rows, c->heads, c->head_dim);
 }
 
 static bool run_layer(eng_attention *a, int32_t layer, const eng_attend_io *io, const relay_kv_tensors *fill,

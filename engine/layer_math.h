@@ -22,6 +22,9 @@ void eng_gate_rows(int32_t rows, int32_t n, eng_activation activation, const flo
 void eng_gather_rows(int32_t rows, int32_t n, const void *table, eng_dtype dtype, const int32_t *tokens, float scale,
                      float *out);
 
+/* out = x, rounded to bf16 */
+void eng_round_rows(int32_t rows, int32_t n, const float *x, uint16_t *out);
+
 /* x = cap * tanh(x / cap) */
 void eng_soft_cap(int64_t count, float cap, float *x);
 

@@ -1,5 +1,6 @@
 #include "linear.h"
 
+#include <omp.h>
 #include <stdlib.h>
 
 #include "big_memory.h"
@@ -151,6 +152,9 @@ typedef struct job {
     void *packed_x;
     float *y;
     int64_t y_stride;
+    int32_t chunk_rows, group_panels; /* what a thread computes in one go */
+    int64_t run;                      /* numbers of the input at a time */
+    float *sums;                      /* [threads][group_panels][chunk_rows padded][ENG_PANEL] */
 } job;
 
 static void pack_row_f32(const job *j, int64_t r) {
@@ -160,15 +164,6 @@ static void pack_row_f32(const job *j, int64_t r) {
     if (linear->round_x) for (int64_t i = 0; i < linear->in; i++) to[i] = eng_f32_of_bf16(eng_bf16_of_f32(x[i]));
     else memcpy(to, x, (size_t)linear->in * sizeof *x);
     memset(to + linear->in, 0, (size_t)(linear->in_padded - linear->in) * sizeof *to);
-}
-
-/* One step of ENG_INPUT_STEP numbers, of which `count` exist; the whole step is a loop that vectorises. */
-static void pack_step_bf16(const float *x, int64_t count, uint16_t *to) {
-    if (count >= ENG_INPUT_STEP) {
-        for (int n = 0; n < ENG_INPUT_STEP; n++) to[n] = eng_bf16_of_f32(x[n]);
-        return;
-    }
-    for (int n = 0; n < ENG_INPUT_STEP; n++) to[n] = n < count ? eng_bf16_of_f32(x[n]) : 0;
 }
 
 static void pack_row_bf16(const job *j, int64_t r) {
@@ -181,8 +176,7 @@ static void pack_row_bf16(const job *j, int64_t r) {
              r % ENG_TILE_ROWS * ENG_INPUT_STEP;
     const int64_t in = r < j->rows ? linear->in : 0;
     const float *x = j->x + (r < j->rows ? r : 0) * j->x_stride;
-    for (int64_t i = 0; i < linear->in_padded; i += ENG_INPUT_STEP, to += step_stride)
-        pack_step_bf16(x + (i < in ? i : 0), in - i, to);
+    linear->kernel->pack(in, linear->in_padded, x, to, step_stride);
 }
 
 static void pack_row(const job *j, int64_t r) {
@@ -196,36 +190,118 @@ static size_t packed_row_bytes(const eng_linear *linear) {
     return stride * (linear->kernel->x_layout == ENG_ROWS_F32 ? sizeof(float) : sizeof(uint16_t));
 }
 
-static void multiply_panel(const job *j, int64_t p) {
+/* ---- how the work is cut ------------------------------------------------- */
+
+/* A run of a panel stays in the first-level cache while all rows of a chunk pass by; a run of the chunk's
+ * activations, and the group's sums, stay in the second while all panels of the group do. */
+enum { MAX_RUN = 640, MAX_CHUNK_ROWS = 512, MAX_SUMS = 4096, MAX_GROUP = 16, TASKS_PER_THREAD = 4, AHEAD_STEPS = 2 };
+
+static int32_t smaller(int32_t a, int32_t b) {
+    return a < b ? a : b;
+}
+
+/* Few rows read the weights once, in the order in which they lie; with more the sums are taken in runs. */
+static void plan_cut(job *j, int32_t threads) {
     const eng_linear *linear = j->linear;
-    const eng_linear_kernel *kernel = linear->kernel;
-    const char *panel = (const char *)linear->weights + (size_t)p * panel_bytes(linear);
-    const size_t x_row = packed_row_bytes(linear);
-    const int64_t columns = linear->out - p * ENG_PANEL;
-    float edge[ENG_MAX_KERNEL_ROWS * ENG_PANEL]; /* a last panel is wider than y */
-    for (int32_t r = 0; r < j->rows; r += kernel->max_rows) {
-        int32_t rows = j->rows - r < kernel->max_rows ? j->rows - r : kernel->max_rows;
-        const char *x = (const char *)j->packed_x + (size_t)r * x_row;
-        float *y = j->y + r * j->y_stride + p * ENG_PANEL;
-        if (columns >= ENG_PANEL) {
-            kernel->panel(rows, linear->in_padded, x, panel, y, j->y_stride);
-            continue;
-        }
-        kernel->panel(rows, linear->in_padded, x, panel, edge, ENG_PANEL);
-        for (int32_t i = 0; i < rows; i++)
-            memcpy(y + i * j->y_stride, edge + i * ENG_PANEL, (size_t)columns * sizeof *y);
+    j->chunk_rows = smaller(j->rows, MAX_CHUNK_ROWS);
+    j->run = linear->in_padded;
+    j->group_panels = 1;
+    if (j->rows <= linear->kernel->max_rows) return;
+    const int64_t runs = (linear->in_padded + MAX_RUN - 1) / MAX_RUN;
+    j->run = round_up((linear->in_padded + runs - 1) / runs, ENG_INPUT_STEP);
+    j->group_panels = smaller(smaller(MAX_SUMS / j->chunk_rows, MAX_GROUP), linear->panels / (threads * TASKS_PER_THREAD));
+    if (j->group_panels < 1) j->group_panels = 1;
+}
+
+/* Numbers of one panel's sums; whole tiles, whatever the kernel. */
+static int64_t panel_sums(const job *j) {
+    return round_up(j->chunk_rows, ENG_TILE_ROWS) * ENG_PANEL;
+}
+
+/* ---- multiplying ---------------------------------------------------------- */
+
+/* A part of the work of one thread: `panels` from `panel` on, rows from `row` on. */
+typedef struct task {
+    int64_t panel;
+    int32_t panels, row, rows;
+    float *sums;
+} task;
+
+static const char *weights_at(const eng_linear *linear, int64_t panel, int64_t first) {
+    const size_t number_bytes = ENG_PANEL * (linear->kernel->weights_bf16 ? 2 : 4);
+    if (panel >= linear->panels) panel = linear->panels - 1; /* asked for to be fetched only */
+    return (const char *)linear->weights + (size_t)panel * panel_bytes(linear) + (size_t)first * number_bytes;
+}
+
+/* The weights that are wanted after run `first` of panel `g` of the task. */
+static const char *next_weights(const job *j, const task *t, int32_t g, int64_t first) {
+    const bool last_panel = g + 1 == t->panels, last_run = first + j->run >= j->linear->in_padded;
+    if (!last_panel) return weights_at(j->linear, t->panel + g + 1, first);
+    return last_run ? weights_at(j->linear, t->panel + t->panels, 0) : weights_at(j->linear, t->panel, first + j->run);
+}
+
+/* Blocks of rows share the fetching of what comes next; a single one fetches its own weights a little ahead. */
+static void plan_ahead(const job *j, const task *t, int32_t g, int32_t blocks, int32_t block, eng_run *run) {
+    const int32_t step_bytes = ENG_INPUT_STEP * ENG_PANEL * (j->linear->kernel->weights_bf16 ? 2 : 4);
+    if (blocks == 1) {
+        run->ahead = run->panel + run->first / ENG_INPUT_STEP * step_bytes + AHEAD_STEPS * step_bytes;
+        run->ahead_step = step_bytes;
+        return;
+    }
+    run->ahead_step = (step_bytes / blocks + 63) / 64 * 64;
+    run->ahead = next_weights(j, t, g, run->first) + block * (run->count / ENG_INPUT_STEP) * run->ahead_step;
+}
+
+/* One run of one panel, all rows of the task. */
+static void run_panel(const job *j, const task *t, int32_t g, int64_t first) {
+    const eng_linear *linear = j->linear;
+    const int32_t most = linear->kernel->max_rows, blocks = (t->rows + most - 1) / most;
+    const int64_t left = linear->in_padded - first;
+    eng_run run = {.in = linear->in_padded, .first = first, .count = left < j->run ? left : j->run,
+                   .panel = weights_at(linear, t->panel + g, 0)};
+    for (int32_t b = 0; b < blocks; b++) {
+        run.rows = smaller(t->rows - b * most, most);
+        run.x = (const char *)j->packed_x + (size_t)(t->row + b * most) * packed_row_bytes(linear);
+        run.sums = t->sums + g * panel_sums(j) + (int64_t)b * most * ENG_PANEL;
+        plan_ahead(j, t, g, blocks, b, &run);
+        linear->kernel->run(&run);
+    }
+}
+
+static void store_panel(const job *j, const task *t, int32_t g) {
+    const int64_t column = (t->panel + g) * ENG_PANEL, left = j->linear->out - column;
+    const size_t bytes = (size_t)(left < ENG_PANEL ? left : ENG_PANEL) * sizeof(float);
+    const float *sums = t->sums + g * panel_sums(j);
+    for (int32_t r = 0; r < t->rows; r++)
+        memcpy(j->y + (t->row + r) * j->y_stride + column, sums + r * ENG_PANEL, bytes);
+}
+
+static void run_task(const job *j, const task *t) {
+    for (int64_t first = 0; first < j->linear->in_padded; first += j->run)
+        for (int32_t g = 0; g < t->panels; g++) run_panel(j, t, g, first);
+    for (int32_t g = 0; g < t->panels; g++) store_panel(j, t, g);
+}
+
+static void run_group(const job *j, int64_t group, float *sums) {
+    const int64_t panel = group * j->group_panels;
+    task t = {.panel = panel, .panels = smaller(j->linear->panels - (int32_t)panel, j->group_panels), .sums = sums};
+    for (t.row = 0; t.row < j->rows; t.row += j->chunk_rows) {
+        t.rows = smaller(j->rows - t.row, j->chunk_rows);
+        run_task(j, &t);
     }
 }
 
 static void run_job(const job *j) {
     const eng_linear_kernel *kernel = j->linear->kernel;
+    const int64_t groups = (j->linear->panels + j->group_panels - 1) / j->group_panels;
 #pragma omp parallel
     {
+        float *sums = j->sums + omp_get_thread_num() * j->group_panels * panel_sums(j);
         if (kernel->thread_begin) kernel->thread_begin();
 #pragma omp for schedule(static)
         for (int64_t r = 0; r < j->rows_padded; r++) pack_row(j, r);
 #pragma omp for schedule(dynamic, 1) nowait
-        for (int32_t p = 0; p < j->linear->panels; p++) multiply_panel(j, p);
+        for (int64_t group = 0; group < groups; group++) run_group(j, group, sums);
         if (kernel->thread_end) kernel->thread_end();
     }
 }
@@ -233,11 +309,16 @@ static void run_job(const job *j) {
 bool eng_linear_apply(const eng_linear *linear, eng_linear_scratch *scratch, int32_t rows, const float *x,
                       int64_t x_stride, float *y, int64_t y_stride, eng_error *err) {
     if (rows < 1) return true;
+    const int32_t threads = omp_get_max_threads();
     job j = {.linear = linear, .rows = rows, .rows_padded = rows, .x = x, .x_stride = x_stride, .y = y,
              .y_stride = y_stride};
     if (linear->kernel->x_layout == ENG_TILES_BF16) j.rows_padded = round_up(rows, ENG_TILE_ROWS);
-    if (!grow(scratch, (size_t)j.rows_padded * packed_row_bytes(linear), err)) return false;
+    plan_cut(&j, threads);
+    const size_t x_bytes = (size_t)round_up(j.rows_padded * (int64_t)packed_row_bytes(linear), 64);
+    const size_t sums_bytes = (size_t)(threads * j.group_panels * panel_sums(&j)) * sizeof(float);
+    if (!grow(scratch, x_bytes + sums_bytes, err)) return false;
     j.packed_x = scratch->data;
+    j.sums = (float *)(void *)((char *)scratch->data + x_bytes);
     run_job(&j);
     return true;
 }

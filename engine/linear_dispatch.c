@@ -1,6 +1,7 @@
 /* Decides which kernels may run, so it is compiled without ISA flags. */
 #define _GNU_SOURCE 1 /* syscall() */
 #include "linear_kernels.h"
+#include "row_loops.h"
 
 #include <stddef.h>
 #include <stdlib.h>
@@ -110,6 +111,22 @@ bool eng_linear_prefers_bf16(void) {
     level have = usable_level();
     /* Intel's dot instruction has half the rate of its f32 multiply-add; AMD's has twice. */
     return have == LEVEL_AMX || (have == LEVEL_AVX512BF16 && is_amd());
+}
+
+static const eng_row_loops *find_row_loops(void) {
+#ifdef ENG_LINEAR_X86
+    level have = usable_level();
+    if (have >= LEVEL_AVX512) return &eng_row_loops_avx512;
+    if (have >= LEVEL_AVX2) return &eng_row_loops_avx2;
+#endif
+    return &eng_row_loops_plain;
+}
+
+const eng_row_loops *eng_row_loops_choose(void) {
+    static const eng_row_loops *_Atomic found; /* asking the CPU is slow in a virtual machine */
+    const eng_row_loops *loops = found;
+    if (loops == NULL) found = loops = find_row_loops();
+    return loops;
 }
 
 const eng_linear_kernel *eng_linear_choose(bool weights_bf16, bool round_x) {

@@ -5,15 +5,16 @@
  * the tile unit want and what two cheap operations widen to f32.  An f32 panel is [in][ENG_PANEL].
  * The input length is padded with zeros to a multiple of ENG_INPUT_STEP.
  *
- * Every kernel adds the products of one output in an order that depends on the input length only,
- * so a row's result has the same bits whatever other rows are computed beside it. */
+ * Every kernel adds the products of one output one after the other along the input, in an order that
+ * depends on the input length only, and can stop anywhere and go on from the sum in memory.  So a row's
+ * result has the same bits whatever other rows are computed beside it, and however the input is cut. */
 #ifndef RELAY_ENGINE_LINEAR_KERNELS_H
 #define RELAY_ENGINE_LINEAR_KERNELS_H
 
 #include <stdbool.h>
 #include <stdint.h>
 
-enum { ENG_PANEL = 32, ENG_INPUT_STEP = 32, ENG_TILE_ROWS = 16, ENG_MAX_KERNEL_ROWS = 256 };
+enum { ENG_PANEL = 32, ENG_INPUT_STEP = 32, ENG_TILE_ROWS = 16 };
 
 /* How a kernel wants the activations. */
 typedef enum eng_rows_layout {
@@ -27,16 +28,31 @@ static inline int64_t eng_x_stride(int64_t in) {
     return in + ENG_INPUT_STEP;
 }
 
-/* y[rows][ENG_PANEL] = x times one panel; rows <= the kernel's max_rows, `in` the padded length. */
-typedef void (*eng_panel_fn)(int32_t rows, int64_t in, const void *x, const void *panel, float *y, int64_t y_stride);
+/* A few rows times a part of one panel. */
+typedef struct eng_run {
+    int32_t rows;         /* 1 to the kernel's max_rows */
+    int64_t in;           /* the padded input length */
+    int64_t first, count; /* numbers of it, multiples of ENG_INPUT_STEP */
+    const void *x;        /* in the kernel's layout, from number 0 */
+    const char *panel;    /* from number 0 */
+    float *sums;          /* [rows][ENG_PANEL]: begun where `first` is 0, else added to */
+    const char *ahead;    /* what to fetch into the cache meanwhile, */
+    int32_t ahead_step;   /* this many bytes with each ENG_INPUT_STEP numbers */
+} eng_run;
+
+typedef void (*eng_run_fn)(const eng_run *run);
+
+/* Rounds `in` numbers of a row and zeros up to `padded`; each ENG_INPUT_STEP of them `step` numbers on. */
+typedef void (*eng_pack_fn)(int64_t in, int64_t padded, const float *x, uint16_t *to, int64_t step);
 
 typedef struct eng_linear_kernel {
     const char *name;
     eng_rows_layout x_layout;
     bool weights_bf16;
     int32_t max_rows;
-    eng_panel_fn panel;
-    void (*thread_begin)(void); /* NULL or what a thread calls around its panels */
+    eng_run_fn run;
+    eng_pack_fn pack;           /* NULL with ENG_ROWS_F32 */
+    void (*thread_begin)(void); /* NULL or what a thread calls around its runs */
     void (*thread_end)(void);
 } eng_linear_kernel;
 
@@ -46,6 +62,7 @@ extern const eng_linear_kernel eng_linear_bf16_avx2, eng_linear_f32_avx2;
 extern const eng_linear_kernel eng_linear_bf16_avx512, eng_linear_f32_avx512;
 extern const eng_linear_kernel eng_linear_bf16_avx512bf16;
 extern const eng_linear_kernel eng_linear_bf16_amx;
+void eng_pack_bf16_avx512bf16(int64_t in, int64_t padded, const float *x, uint16_t *to, int64_t step);
 #endif
 
 /* The kernels this CPU can run, best first among those of one kind; NULL past the end. */

@@ -8,6 +8,9 @@
 #include "layer_math.h"
 #include "weights.h"
 
+/* Below this many numbers the start of a team of threads costs more than it saves. */
+enum { WORTH_THREADS = 1 << 15 };
+
 /* Activations of one step; they grow to the largest step seen. */
 typedef struct activations {
     int32_t rows; /* that there is room for */
@@ -105,6 +108,7 @@ static void split_heads(eng_model *m, int32_t layer, int32_t rows) {
     const activations *a = &m->act;
     const int64_t q = query_width(c), kv = kv_width(c), width = q + 2 * kv;
     const float *table = eng_layer_rope(c, layer) == &c->rope ? a->full_rope : a->sliding_rope;
+#pragma omp parallel for schedule(static) if (rows * width > WORTH_THREADS)
     for (int32_t r = 0; r < rows; r++) finish_heads(c, &m->weights.layers[layer], a->qkv + r * width);
     eng_rotate(rows, c->heads, c->head_dim, a->qkv, width, table, a->q);
     eng_rotate(rows, c->kv_heads, c->head_dim, a->qkv + q, width, table, a->k);

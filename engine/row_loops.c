@@ -1,0 +1,2 @@
+#define LOOPS eng_row_loops_plain
+#include "row_loops.inc"

@@ -1,0 +1,2 @@
+#define LOOPS eng_row_loops_avx512
+#include "row_loops.inc"
