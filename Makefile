@@ -2,10 +2,14 @@
 BUILD ?= build
 JOBS ?= $(shell nproc)
 
-.PHONY: all deps demo test install clean help
+.PHONY: all cuda deps demo test install clean help
 
 all: deps ## install what is missing, then build the library, the engine and `relay` into build/
 	cmake -S . -B $(BUILD) -G Ninja -DCMAKE_BUILD_TYPE=Release
+	cmake --build $(BUILD) -j $(JOBS)
+
+cuda: all ## the same and librelayattn_cuda beside it, for NVIDIA GPUs (needs nvcc)
+	CUDACXX=$${CUDACXX:-$$(command -v nvcc || echo /usr/local/cuda/bin/nvcc)} cmake -S . -B $(BUILD) -DRELAY_CUDA=ON
 	cmake --build $(BUILD) -j $(JOBS)
 
 deps: ## install the Debian packages that are missing
@@ -21,7 +25,7 @@ install: all ## install headers, libraries, pkg-config file, CMake package and `
 	cmake --install $(BUILD) --prefix $(or $(PREFIX),/usr/local)
 
 clean: ## remove what was built
-	rm -rf $(BUILD) build-asan build-tsan demo
+	rm -rf $(BUILD) build-asan build-tsan build-cuda demo
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 10

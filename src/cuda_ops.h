@@ -47,15 +47,6 @@ typedef struct relayi_cuda_header {
     int32_t reserved;
 } relayi_cuda_header;
 
-typedef struct relayi_cuda_unit {
-    int32_t row_begin, rows; /* stacked */
-    int32_t first_piece, num_pieces;
-    int32_t min_position, max_position; /* of its rows */
-    int32_t shape;
-    int32_t head_states; /* states from one kv head to the next */
-    int64_t state;       /* of its first row in kv head 0 */
-} relayi_cuda_unit;
-
 /* Tokens [begin, end) of a span whose first token is at global position `start`; begin is a multiple
  * of RELAYI_CUDA_PAGE. */
 typedef struct relayi_cuda_piece {
@@ -63,6 +54,19 @@ typedef struct relayi_cuda_piece {
     int32_t ids;
     int32_t start, begin, end;
 } relayi_cuda_piece;
+
+/* 64 bytes; its first piece travels with it, so that a kernel need not wait for one more load. */
+typedef struct relayi_cuda_unit {
+    int32_t row_begin, rows; /* stacked */
+    int32_t min_position, max_position; /* of its rows */
+    int64_t state;       /* of its first row in kv head 0 */
+    int32_t head_states; /* states from one kv head to the next */
+    int32_t shape;
+    relayi_cuda_piece first; /* empty if there is none */
+    int32_t num_pieces;      /* all, the first included */
+    int32_t more_pieces;     /* where the others lie */
+    int32_t reserved;
+} relayi_cuda_unit;
 
 typedef struct relayi_cuda_row {
     int32_t source, position; /* row of the caller's tensors; global position */
@@ -85,6 +89,7 @@ typedef struct relayi_cuda_kv {
 typedef struct relayi_cuda_params {
     void *list;                                /* in the workspace */
     uint32_t units, pieces, rows, runs, ids;   /* byte offsets from `list` */
+    int32_t unit_room;                         /* units that the list has room for */
     int32_t heads, kv_heads, group, head_dim, block_size;
     float *acc, *lse;                          /* partial states: [states][head_dim], [states] */
     const void *query;
@@ -110,6 +115,7 @@ typedef struct relayi_cuda_attend {
     size_t list_bytes;               /* 0: the workspace holds the list already */
     int32_t max_rows;                /* rows that the merge is launched for */
     int32_t max_work;                /* units * kv heads, at most */
+    int32_t split_merge;             /* 1: four warps merge a (row, head) */
     relayi_cuda_params params;
 } relayi_cuda_attend;
 
@@ -167,7 +173,7 @@ typedef struct relayi_cuda_ops {
     relay_status (*alloc)(int32_t device, size_t bytes, void **memory, relayi_cuda_error *error);
     void (*release)(int32_t device, void *memory);
     relay_status (*copy)(int32_t device, void *to, const void *from, size_t bytes, relayi_cuda_copy kind,
-                         relayi_cuda_error *error); /* synchronous */
+                         relayi_cuda_error *error); /* synchronous, and so is fill */
     relay_status (*fill)(int32_t device, void *memory, int32_t byte, size_t bytes, relayi_cuda_error *error);
     relay_status (*stream_create)(int32_t device, void **stream, relayi_cuda_error *error);
     relay_status (*stream_wait)(int32_t device, void *stream, relayi_cuda_error *error);

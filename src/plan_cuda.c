@@ -421,10 +421,11 @@ typedef struct walk {
 
 /* Copies the next `tokens` of a cut's pieces, narrowed to a tile's rows; the cut is along the pieces
  * as they are for all rows, so that every tile has the same chunks. */
-static int32_t take_tokens(builder *b, const relayi_cuda_cut *cut, walk *at, const relayi_cuda_unit *unit) {
-    relayi_cuda_piece *to = (relayi_cuda_piece *)in_list(b, b->cuda->pieces) + unit->first_piece;
+static void take_tokens(builder *b, const relayi_cuda_cut *cut, walk *at, relayi_cuda_unit *unit) {
+    relayi_cuda_piece *to = (relayi_cuda_piece *)in_list(b, b->cuda->pieces) + unit->more_pieces;
     int64_t left = cut->chunk_tokens;
-    int32_t made = 0;
+    unit->num_pieces = 0;
+    unit->first = (relayi_cuda_piece){.tensor = -1};
     while (left > 0 && at->piece < cut->num_pieces) {
         relayi_cuda_piece part = b->pieces[cut->first_piece + at->piece];
         if (at->token > part.begin) part.begin = at->token;
@@ -433,9 +434,10 @@ static int32_t take_tokens(builder *b, const relayi_cuda_cut *cut, walk *at, con
         *at = have > use ? (walk){at->piece, part.end} : (walk){at->piece + 1, 0};
         left = b->plan->options.repeatable ? 0 : left - use;
         narrow(b, &part, unit->min_position, unit->max_position);
-        if (part.end > part.begin) to[made++] = part;
+        if (part.end <= part.begin) continue;
+        *(unit->num_pieces == 0 ? &unit->first : to++) = part;
+        unit->num_pieces++;
     }
-    return made;
 }
 
 static void write_tile(builder *b, const relayi_cuda_cut *cut, int32_t tile, int64_t *units, int64_t *pieces) {
@@ -447,9 +449,9 @@ static void write_tile(builder *b, const relayi_cuda_cut *cut, int32_t tile, int
     walk at = {0, 0};
     position_range(b, begin / group, (end - 1) / group + 1, &unit.min_position, &unit.max_position);
     for (int32_t c = 0; c < cut->chunks; c++) {
-        unit.first_piece = (int32_t)*pieces;
-        unit.num_pieces = take_tokens(b, cut, &at, &unit);
-        *pieces += unit.num_pieces;
+        unit.more_pieces = (int32_t)*pieces;
+        take_tokens(b, cut, &at, &unit);
+        *pieces += unit.num_pieces > 1 ? unit.num_pieces - 1 : 0;
         ((relayi_cuda_unit *)in_list(b, b->cuda->units))[(*units)++] = unit;
         unit.state += states_of(b, cut);
     }

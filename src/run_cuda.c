@@ -6,6 +6,9 @@
 #include "log.h"
 #include "plan_cuda.h"
 
+/* Up to so many (row, head) pairs a warp each would leave most of the device idle. */
+#define SPLIT_MERGE_PAIRS 1024
+
 static relay_status check_reachable(const relay_device *device, const char *name, const void *address) {
     if (address == NULL || device->cuda->reachable(device->gpu.index, address)) return RELAY_OK;
     return relayi_fail(device, RELAY_WRONG_DEVICE, "%s: %p is no memory of CUDA device %d", name, address,
@@ -65,6 +68,7 @@ static void point_at_list(const relay_plan *plan, const relay_run_args *args, re
     char *workspace = args->workspace;
     p->list = workspace;
     p->units = cuda->units;
+    p->unit_room = (int32_t)cuda->sizes.units;
     p->pieces = cuda->pieces;
     p->rows = cuda->rows;
     p->runs = cuda->runs;
@@ -123,6 +127,8 @@ relay_status relayi_run_on_cuda(const relay_plan *plan, const relay_run_args *ar
                                .max_rows = cuda->bounded ? plan->options.max_rows : plan->num_rows,
                                .max_work = work < INT32_MAX ? (int32_t)work : INT32_MAX,
                                .params = make_params(plan, args)};
+    /* a repeatable row is merged alike however many there are */
+    call.split_merge = plan->options.repeatable || (int64_t)call.max_rows * plan->attention.num_heads <= SPLIT_MERGE_PAIRS;
     status = plan->device->cuda->attend(&call, &error);
     return status == RELAY_OK ? status : relayi_fail(plan->device, status, "relay_run: CUDA: %s", error.text);
 }

@@ -7,6 +7,7 @@
 
 #include "attention_case.h"
 #include "bench.h"
+#include "bench_cuda.h"
 #include "options.h"
 
 #define WARM_UP_SECONDS 0.3
@@ -19,6 +20,10 @@ typedef struct settings {
     uint64_t memory;
     double seconds; /* measured per shape and method, at least */
     bool json, no_private;
+    int device; /* 0 CPU, 1 CUDA */
+    int32_t index, readings;
+    uint32_t cuda_methods;
+    bool with_plan;
 } settings;
 
 typedef struct result {
@@ -174,25 +179,36 @@ static bool parse_heads(const char *text, attention_shape *shape) {
            shape->heads > 0 && shape->heads % shape->kv_heads == 0 && shape->heads <= 1024;
 }
 
-static int run_shapes(relay_device *device, const settings *set) {
+/* Every combination that was asked for; NULL without memory. */
+static attention_shape *list_shapes(const settings *set, int32_t *count) {
     static const relay_dtype dtypes[] = {RELAY_F32, RELAY_F16, RELAY_BF16};
-    int failed = 0;
-    if (!set->json) print_header(device);
-    for (int32_t h = 0; h < set->heads.count; h++)
+    size_t all = (size_t)set->heads.count * (size_t)set->head_dim.count * (size_t)set->user.count *
+                 (size_t)set->system.count * (size_t)set->batch.count;
+    attention_shape *shapes = calloc(all, sizeof *shapes), *at = shapes;
+    for (int32_t h = 0; shapes != NULL && h < set->heads.count; h++)
         for (int32_t d = 0; d < set->head_dim.count; d++)
             for (int32_t u = 0; u < set->user.count; u++)
                 for (int32_t s = 0; s < set->system.count; s++)
-                    for (int32_t b = 0; b < set->batch.count; b++) {
-                        attention_shape shape = {.head_dim = set->head_dim.items[d], .batch = set->batch.items[b],
-                                                 .system = set->system.items[s], .user = set->user.items[u],
-                                                 .groups = set->groups, .kv_dtype = dtypes[set->kv_dtype]};
-                        parse_heads(set->heads.items[h], &shape);
-                        if (shape.groups > shape.batch) shape.groups = shape.batch;
-                        result r;
-                        if (!measure(device, set, &shape, &r)) failed = 1;
-                        else if (set->json) print_json(device, &r);
-                        else print_row(&r);
+                    for (int32_t b = 0; b < set->batch.count; b++, at++) {
+                        *at = (attention_shape){.head_dim = set->head_dim.items[d], .batch = set->batch.items[b],
+                                                .system = set->system.items[s], .user = set->user.items[u],
+                                                .groups = set->groups, .kv_dtype = dtypes[set->kv_dtype]};
+                        parse_heads(set->heads.items[h], at);
+                        if (at->groups > at->batch) at->groups = at->batch;
                     }
+    *count = (int32_t)all;
+    return shapes;
+}
+
+static int run_shapes(relay_device *device, const settings *set, const attention_shape *shapes, int32_t count) {
+    int failed = 0;
+    if (!set->json) print_header(device);
+    for (int32_t i = 0; i < count; i++) {
+        result r;
+        if (!measure(device, set, &shapes[i], &r)) failed = 1;
+        else if (set->json) print_json(device, &r);
+        else print_row(&r);
+    }
     return failed;
 }
 
@@ -201,11 +217,35 @@ static void print_log(void *user, relay_log_level level, const char *message) {
     if (level <= RELAY_LOG_WARN) fprintf(stderr, "relay bench: %s\n", message);
 }
 
+static int run_on_cpu(const settings *set, const attention_shape *shapes, int32_t count) {
+    relay_device_options options = relay_device_options_defaults();
+    options.threads = set->threads;
+    options.log = print_log;
+    relay_device *device;
+    if (relay_device_open(&options, &device) != RELAY_OK) return 1;
+    int code = run_shapes(device, set, shapes, count);
+    relay_device_close(device);
+    return code;
+}
+
+static int run_anywhere(const settings *set) {
+    int32_t count;
+    attention_shape *shapes = list_shapes(set, &count);
+    if (shapes == NULL) return 1;
+    bench_cuda_settings cuda = {.shapes = shapes, .num_shapes = count, .index = set->index, .readings = set->readings,
+                                .methods = set->cuda_methods, .json = set->json, .with_plan = set->with_plan,
+                                .log = print_log};
+    int code = set->device == 0 ? run_on_cpu(set, shapes, count) : bench_attention_cuda(&cuda);
+    free(shapes);
+    return code;
+}
+
 int bench_attention(int argc, char **argv) {
-    static const char *const dtype_words[] = {"f32", "f16", "bf16", NULL};
+    static const char *const dtype_words[] = {"f32", "f16", "bf16", NULL}, *const device_words[] = {"cpu", "cuda", NULL};
+    static const char *const method_words[] = {"ev", "gd", NULL};
     const char *default_heads[] = {"32/8", "32/32"};
     settings set = {.head_dim = {{128}, 1}, .batch = {{1, 16}, 2}, .system = {{2048, 8192}, 2}, .user = {{128}, 1},
-                    .groups = 1, .kv_dtype = 2, .memory = (uint64_t)8 << 30, .seconds = 0.5};
+                    .groups = 1, .kv_dtype = 2, .memory = (uint64_t)8 << 30, .seconds = 0.5, .readings = 60, .cuda_methods = 3};
     const opt_spec specs[] = {
         {OPT_STRINGS("heads", "Q/KV", &set.heads, "query heads over kv heads; may be repeated"),
          .shown_default = "32/8 and 32/32"},
@@ -219,6 +259,12 @@ int bench_attention(int argc, char **argv) {
         {OPT_FLOAT("seconds", "S", &set.seconds, 0.01, 60.0, "time spent on each method")},
         {OPT_BYTES("memory", "BYTES", &set.memory, 1 << 20, INT64_MAX, "shapes, and private copies, that need more are left out")},
         {OPT_FLAG("no-private", &set.no_private, "leave the private copies out")},
+        {OPT_CHOICE("device", "KIND", &set.device, device_words, "cuda: K/V in pages, all of it in device memory")},
+        {OPT_INT("index", "N", &set.index, 0, 1023, "which CUDA device")},
+        {OPT_CHOICES("method", "HOW", &set.cuda_methods, method_words,
+                     "CUDA, cold caches: ev, events around a graph; gd, graphs with and without the work")},
+        {OPT_INT("readings", "N", &set.readings, 5, 10000, "CUDA: readings of which the median is shown")},
+        {OPT_FLAG("with-plan", &set.with_plan, "CUDA: time the copy of the work list too, as in a model's first layer")},
         {OPT_FLAG("json", &set.json, "one JSON object a line")},
     };
     const opt_command command = {
@@ -232,7 +278,6 @@ int bench_attention(int argc, char **argv) {
         .examples = "  relay bench attention\n  relay bench attention --heads 8/1 --batch 8 --system 4000 --json\n"};
     int code = opt_parse(&command, argc, argv);
     if (code >= 0) return code;
-    settings *use = &set;
     if (set.heads.count == 0) set.heads = (opt_strings){default_heads, 2};
     for (int32_t i = 0; i < set.heads.count; i++) {
         attention_shape ignored;
@@ -240,13 +285,8 @@ int bench_attention(int argc, char **argv) {
             return opt_mistake(&command, "--heads %s: expected Q/KV with Q a multiple of KV, such as 32/8",
                                set.heads.items[i]);
     }
-    relay_device_options options = relay_device_options_defaults();
-    options.threads = set.threads;
-    options.log = print_log;
-    relay_device *device;
-    if (relay_device_open(&options, &device) != RELAY_OK) return 1;
-    code = run_shapes(device, use);
-    relay_device_close(device);
+    if (set.device == 1 && set.kv_dtype == 0) return opt_mistake(&command, "--kv-dtype f32: CUDA computes f16 and bf16");
+    code = run_anywhere(&set);
     if (set.heads.items != default_heads) opt_strings_free(&set.heads);
     return code;
 }

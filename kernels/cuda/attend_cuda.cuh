@@ -27,8 +27,6 @@ template <int D, int MT> struct row_state {
     float acc[MT][D / 8][4];
     float max[MT][2]; /* before `unit` of score_scale */
     float sum[MT][2]; /* of this thread's columns */
-    int position[MT][2];
-    float slope[MT][2];
 
     DEVICE void clear() {
 #pragma unroll
@@ -54,22 +52,28 @@ DEVICE int64_t query_offset(const relayi_cuda_params &p, int stacked, int kv_hea
     return rows[row].source * p.query_row + head * p.query_head;
 }
 
-template <int D, int MT>
-DEVICE void find_rows(const relayi_cuda_params &p, const relayi_cuda_unit &unit, int kv_head, int first,
-                      row_state<D, MT> &state) {
-    const relayi_cuda_row *rows =
-        reinterpret_cast<const relayi_cuda_row *>(static_cast<const char *>(p.list) + p.rows);
-    int lane = threadIdx.x % 32;
-#pragma unroll
-    for (int m = 0; m < MT; m++)
-#pragma unroll
-        for (int r = 0; r < 2; r++) {
-            int row = first + m * 16 + r * 8 + lane / 4, stacked = unit.row_begin + row;
-            bool real = row < unit.rows;
-            state.position[m][r] = real ? rows[stacked / p.group].position : -1;
-            state.slope[m][r] = real && p.slopes ? p.slopes[kv_head * p.group + stacked % p.group] : 0.0f;
-        }
-}
+/* What a warp looks up of its rows when a tile is not plainly visible to all: kept nowhere, since
+ * registers are short. */
+struct row_lookup {
+    const relayi_cuda_row *rows;
+    int begin, count, kv_head; /* stacked row of the warp's first row; rows that are real from there */
+
+    DEVICE row_lookup(const relayi_cuda_params &p, const relayi_cuda_unit &unit, int head, int first) {
+        rows = reinterpret_cast<const relayi_cuda_row *>(static_cast<const char *>(p.list) + p.rows);
+        begin = unit.row_begin + first;
+        count = unit.rows - first;
+        kv_head = head;
+    }
+    /* Row r of the two that a thread has in the m-th 16; -1 where there is none. */
+    DEVICE int position(const relayi_cuda_params &p, int m, int r) const {
+        int row = m * 16 + r * 8 + static_cast<int>(threadIdx.x % 32) / 4;
+        return row < count ? rows[(begin + row) / p.group].position : -1;
+    }
+    DEVICE float slope(const relayi_cuda_params &p, int m, int r) const {
+        int row = m * 16 + r * 8 + static_cast<int>(threadIdx.x % 32) / 4;
+        return p.slopes && row < count ? p.slopes[kv_head * p.group + (begin + row) % p.group] : 0.0f;
+    }
+};
 
 /* ---- one tile ------------------------------------------------------------- */
 
@@ -110,27 +114,36 @@ template <typename T> DEVICE bool not_finite(uint32_t two) {
 }
 
 /* Values that are not finite must not reach rows that do not see them: 0 times NaN is NaN.  Adds
- * them to the rows that do. */
+ * them to the rows that do.  Rare, so the code is small and the state in local memory. */
 template <typename T, int D, int MT, int TOKENS>
-DEVICE void add_not_finite(const relayi_cuda_params &p, const tile_place &at, const char *values,
-                           row_state<D, MT> &state) {
+__device__ __noinline__ void add_slowly(const relayi_cuda_params &p, tile_place at, const char *values,
+                                        float (*acc)[D / 8][4], row_lookup rows) {
     int lane = threadIdx.x % 32;
 #pragma unroll 1
-    for (int n = 0; n < TOKENS; n++) {
-#pragma unroll
-        for (int j = 0; j < D / 8; j++) {
-            const char *two = values + place<D>(n, j) + (lane % 4) * 4;
-            if (!not_finite<T>(*reinterpret_cast<const uint32_t *>(two))) continue;
-#pragma unroll
-            for (int e = 0; e < 4; e++) {
-                float value = half_ops<T>::load(two + (e % 2) * 2);
-                if (isfinite(value)) continue;
-#pragma unroll
-                for (int m = 0; m < MT; m++)
-                    if (sees(sight_of(p, at, state.position[m][e / 2]), at.token + n)) state.acc[m][j][e] += value;
-            }
-        }
+    for (int i = 0; i < TOKENS * (D / 8) * 4 * MT; i++) {
+        int e = i % 4, m = i / 4 % MT, j = i / 4 / MT % (D / 8), n = i / 4 / MT / (D / 8);
+        float value = half_ops<T>::load(values + place<D>(n, j) + (lane % 4) * 4 + (e % 2) * 2);
+        if (!isfinite(value) && sees(sight_of(p, at, rows.position(p, m, e / 2)), at.token + n)) acc[m][j][e] += value;
     }
+}
+
+template <typename T, int D, int MT, int TOKENS>
+DEVICE void add_not_finite(const relayi_cuda_params &p, const tile_place &at, const char *values,
+                           const row_lookup &rows, row_state<D, MT> &state) {
+    float acc[MT][D / 8][4];
+#pragma unroll
+    for (int m = 0; m < MT; m++)
+#pragma unroll
+        for (int j = 0; j < D / 8; j++)
+#pragma unroll
+            for (int e = 0; e < 4; e++) acc[m][j][e] = state.acc[m][j][e];
+    add_slowly<T, D, MT, TOKENS>(p, at, values, acc, rows);
+#pragma unroll
+    for (int m = 0; m < MT; m++)
+#pragma unroll
+        for (int j = 0; j < D / 8; j++)
+#pragma unroll
+            for (int e = 0; e < 4; e++) state.acc[m][j][e] = acc[m][j][e];
 }
 
 template <typename T, int BYTES, int COUNT> DEVICE bool scan_not_finite(const char *values, int thread) {
@@ -152,34 +165,46 @@ template <typename T, int BYTES, int COUNT> DEVICE void clear_not_finite(char *v
     }
 }
 
-/* Scores as they come from the product become natural logarithms of weights. */
-template <int MT, int NT>
-DEVICE void shape_scores(const relayi_cuda_params &p, const tile_place &at, float (&s)[MT][NT][4],
-                         const int (&position)[MT][2], const float (&slope)[MT][2]) {
-    int lane = threadIdx.x % 32;
-    float inverse = p.soft_cap > 0.0f ? p.scale / p.soft_cap : p.scale;
+template <int MT, int NT> DEVICE void copy_scores(const float (&from)[MT][NT][4], float (&to)[MT][NT][4]) {
 #pragma unroll
     for (int m = 0; m < MT; m++)
 #pragma unroll
         for (int n = 0; n < NT; n++)
 #pragma unroll
-            for (int e = 0; e < 4; e++) {
-                float x = s[m][n][e] * inverse;
-                if (p.soft_cap > 0.0f) x = p.soft_cap * tanhf(x);
-                int token = at.token + n * 8 + (lane % 4) * 2 + e % 2;
-                s[m][n][e] = x + slope[m][e / 2] * static_cast<float>(token + at.start - position[m][e / 2]);
-            }
+            for (int e = 0; e < 4; e++) to[m][n][e] = from[m][n][e];
+}
+
+/* Scores as they come from the product become natural logarithms of weights.  In local memory and out
+ * of line: inside the tile it would cost those registers that have neither cap nor slopes. */
+template <int MT, int NT>
+__device__ __noinline__ void shape_scores(const relayi_cuda_params &p, tile_place at, row_lookup rows,
+                         float (&s)[MT][NT][4]) {
+    int lane = threadIdx.x % 32;
+    float inverse = p.soft_cap > 0.0f ? p.scale / p.soft_cap : p.scale;
+#pragma unroll 1
+    for (int m = 0; m < MT; m++)
+#pragma unroll 1
+        for (int r = 0; r < 2; r++) {
+            float slope = rows.slope(p, m, r);
+            int distance = at.token + (lane % 4) * 2 + at.start - rows.position(p, m, r);
+#pragma unroll 1
+            for (int n = 0; n < NT; n++)
+                for (int e = 0; e < 2; e++) {
+                    float x = s[m][n][r * 2 + e] * inverse;
+                    if (p.soft_cap > 0.0f) x = p.soft_cap * tanh_fast(x);
+                    s[m][n][r * 2 + e] = x + slope * static_cast<float>(distance + n * 8 + e);
+                }
+        }
 }
 
 template <int MT, int NT>
-DEVICE void hide(const relayi_cuda_params &p, const tile_place &at, float (&s)[MT][NT][4],
-                 const int (&position)[MT][2]) {
+DEVICE void hide(const relayi_cuda_params &p, const tile_place &at, const row_lookup &rows, float (&s)[MT][NT][4]) {
     int lane = threadIdx.x % 32;
 #pragma unroll
     for (int m = 0; m < MT; m++)
 #pragma unroll
         for (int r = 0; r < 2; r++) {
-            sight see = sight_of(p, at, position[m][r]);
+            sight see = sight_of(p, at, rows.position(p, m, r));
 #pragma unroll
             for (int n = 0; n < NT; n++)
 #pragma unroll
@@ -187,6 +212,9 @@ DEVICE void hide(const relayi_cuda_params &p, const tile_place &at, float (&s)[M
                     if (!sees(see, at.token + n * 8 + (lane % 4) * 2 + e)) s[m][n][r * 2 + e] = -CUDART_INF_F;
         }
 }
+
+/* Powers of two that a row's maximum may lag behind the true one: weights stay below 2^8. */
+#define MAX_LAG 8.0f
 
 /* One step of online softmax: s becomes weights, state.acc and state.sum are scaled to the new
  * maximum.  `unit`: what turns a score into a power of two. */
@@ -197,13 +225,15 @@ DEVICE void soften(float (&s)[MT][NT][4], float unit, row_state<D, MT> &state) {
         float scale[2];
 #pragma unroll
         for (int r = 0; r < 2; r++) {
-            float top = state.max[m][r];
+            float before = state.max[m][r], top = before;
 #pragma unroll
             for (int n = 0; n < NT; n++) top = fmaxf(top, fmaxf(s[m][n][r * 2], s[m][n][r * 2 + 1]));
             top = fmaxf(top, __shfl_xor_sync(0xFFFFFFFF, top, 1));
             top = fmaxf(top, __shfl_xor_sync(0xFFFFFFFF, top, 2));
+            /* a maximum that is too low by a few powers of two is as good, and leaves acc alone */
+            if (!((top - before) * unit > MAX_LAG)) top = before;
             float shift = top == -CUDART_INF_F ? 0.0f : top * unit;
-            scale[r] = exp2_fast(state.max[m][r] * unit - shift);
+            scale[r] = exp2_fast(before * unit - shift);
             state.max[m][r] = top;
             float sum = state.sum[m][r] * scale[r];
 #pragma unroll
@@ -216,7 +246,6 @@ DEVICE void soften(float (&s)[MT][NT][4], float unit, row_state<D, MT> &state) {
                 }
             state.sum[m][r] = sum;
         }
-        /* the maximum seldom moves after the first tiles */
         if (__any_sync(0xFFFFFFFF, scale[0] != 1.0f || scale[1] != 1.0f)) {
 #pragma unroll
             for (int j = 0; j < D / 8; j++)
@@ -240,20 +269,25 @@ template <int D, int MT> struct query_fragments<D, MT, true> {
 };
 
 template <int D, int MT> struct query_fragments<D, MT, false> {
-    uint32_t tile; /* of this block's rows */
-    int first;     /* this warp's first row */
-    DEVICE void get(int k, uint32_t (&a)[MT][4]) const {
+    uint32_t lane_at; /* this lane's row and chunk of the warp's first 16 rows */
+    DEVICE query_fragments() = default;
+    DEVICE query_fragments(uint32_t tile, int first) {
         int lane = threadIdx.x % 32;
+        lane_at = tile + place<D>(first + lane % 16, lane / 16);
+    }
+    DEVICE void get(int k, uint32_t (&a)[MT][4]) const {
 #pragma unroll
-        for (int m = 0; m < MT; m++) load_matrices(a[m], tile + place<D>(first + m * 16 + lane % 16, k * 2 + lane / 16));
+        for (int m = 0; m < MT; m++) load_matrices(a[m], ahead<D>(lane_at, k * 2) + m * 16 * D * 2);
     }
 };
 
 template <typename T, int D, int MT, int TOKENS, typename Q>
-DEVICE void attend_tile(const relayi_cuda_params &p, const tile_place &at, const Q &query, uint32_t keys,
-                        uint32_t values, row_state<D, MT> &state) {
+DEVICE void attend_tile(const relayi_cuda_params &p, const tile_place &at, const row_lookup &rows, const Q &query,
+                        uint32_t keys, uint32_t values, row_state<D, MT> &state) {
     constexpr int NT = TOKENS / 8;
     int lane = threadIdx.x % 32;
+    uint32_t key_at = keys + place<D>(lane / 16 * 8 + lane % 8, lane / 8 % 2);
+    uint32_t value_at = values + place<D>(lane % 16, lane / 16);
     float s[MT][NT][4] = {};
 #pragma unroll
     for (int k = 0; k < D / 16; k++) {
@@ -261,7 +295,7 @@ DEVICE void attend_tile(const relayi_cuda_params &p, const tile_place &at, const
         query.get(k, a);
 #pragma unroll
         for (int n = 0; n < TOKENS / 16; n++) {
-            load_matrices(b, keys + place<D>(n * 16 + (lane / 16) * 8 + lane % 8, k * 2 + (lane / 8) % 2));
+            load_matrices(b, ahead<D>(key_at, k * 2) + n * 16 * D * 2);
 #pragma unroll
             for (int m = 0; m < MT; m++) {
                 half_ops<T>::mma(s[m][n * 2], a[m], b[0], b[1]);
@@ -271,10 +305,13 @@ DEVICE void attend_tile(const relayi_cuda_params &p, const tile_place &at, const
     }
     float unit = p.scale * LOG2E;
     if (p.soft_cap > 0.0f || p.slopes) {
-        shape_scores<MT, NT>(p, at, s, state.position, state.slope);
+        float shaped[MT][NT][4];
+        copy_scores<MT, NT>(s, shaped);
+        shape_scores<MT, NT>(p, at, rows, shaped);
+        copy_scores<MT, NT>(shaped, s);
         unit = LOG2E;
     }
-    if (!at.full) hide<MT, NT>(p, at, s, state.position);
+    if (!at.full) hide<MT, NT>(p, at, rows, s);
     soften<D, MT, NT>(s, unit, state);
 #pragma unroll
     for (int k = 0; k < TOKENS / 16; k++) {
@@ -286,7 +323,7 @@ DEVICE void attend_tile(const relayi_cuda_params &p, const tile_place &at, const
                 a[m][i] = half_ops<T>::pack(s[m][k * 2 + i / 2][i % 2 * 2], s[m][k * 2 + i / 2][i % 2 * 2 + 1]);
 #pragma unroll
         for (int d = 0; d < D / 16; d++) {
-            load_transposed(b, values + place<D>(k * 16 + lane % 16, d * 2 + lane / 16));
+            load_transposed(b, ahead<D>(value_at, d * 2) + k * 16 * D * 2);
 #pragma unroll
             for (int m = 0; m < MT; m++) {
                 half_ops<T>::mma(state.acc[m][d * 2], a[m], b[0], b[1]);
@@ -318,33 +355,42 @@ DEVICE float lse_of(float top, float unit, float sum) {
     return sum == 0.0f ? -CUDART_INF_F : (shift + log2f(sum)) * LN2;
 }
 
-/* ---- FLAT ----------------------------------------------------------------- */
+/* ---- queries ------------------------------------------------------------- */
 
-/* A fragment of 16 rows straight from global memory, rows past `rows` being zero. */
-template <typename T, int D>
-DEVICE void hold_queries(const relayi_cuda_params &p, const relayi_cuda_unit &unit, int kv_head,
-                         query_fragments<D, 1, true> &query) {
-    int lane = threadIdx.x % 32;
-#pragma unroll
-    for (int r = 0; r < 2; r++) {
-        int row = lane / 4 + r * 8;
-        const uint16_t *from = nullptr;
-        if (row < unit.rows)
-            from = static_cast<const uint16_t *>(p.query) + query_offset(p, unit.row_begin + row, kv_head);
-#pragma unroll
-        for (int k = 0; k < D / 16; k++)
-#pragma unroll
-            for (int half = 0; half < 2; half++) {
-                int d = k * 16 + half * 8 + (lane % 4) * 2;
-                uint32_t two = 0;
-                if (from && d < p.head_dim) {
-                    if (p.query_aligned) two = __ldg(reinterpret_cast<const uint32_t *>(from + d));
-                    else two = from[d] | static_cast<uint32_t>(from[d + 1]) << 16;
-                }
-                query.held[k][0][half * 2 + r] = two;
+template <typename T, int D, int ROWS>
+DEVICE void load_queries(const relayi_cuda_params &p, const relayi_cuda_unit &unit, int kv_head, char *tile) {
+    constexpr int chunks = D / 8;
+    for (int i = threadIdx.x; i < ROWS * chunks; i += THREADS) {
+        int row = i / chunks, chunk = i % chunks;
+        uint4 word = make_uint4(0, 0, 0, 0);
+        if (row < unit.rows && chunk * 8 < p.head_dim) {
+            const uint16_t *from = static_cast<const uint16_t *>(p.query) +
+                                   query_offset(p, unit.row_begin + row, kv_head) + chunk * 8;
+            if (p.query_aligned) {
+                word = __ldg(reinterpret_cast<const uint4 *>(from));
+            } else {
+                word.x = from[0] | static_cast<uint32_t>(from[1]) << 16;
+                word.y = from[2] | static_cast<uint32_t>(from[3]) << 16;
+                word.z = from[4] | static_cast<uint32_t>(from[5]) << 16;
+                word.w = from[6] | static_cast<uint32_t>(from[7]) << 16;
             }
+        }
+        *reinterpret_cast<uint4 *>(tile + place<D>(row, chunk)) = word;
     }
 }
+
+template <int D, int MT, bool HELD>
+DEVICE void ready_queries(uint32_t tile, int first, query_fragments<D, MT, HELD> &query) {
+    query_fragments<D, MT, false> shared(tile, first);
+    if constexpr (HELD) {
+#pragma unroll
+        for (int k = 0; k < D / 16; k++) shared.get(k, query.held[k]);
+    } else {
+        query = shared;
+    }
+}
+
+/* ---- FLAT ----------------------------------------------------------------- */
 
 /* Four warps' states of the same 16 rows become one, in the workspace. */
 template <int D>
@@ -390,45 +436,53 @@ template <typename T, int D>
 DEVICE void attend_flat(const relayi_cuda_params &p, const relayi_cuda_unit &unit, int kv_head, char *shared) {
     constexpr int stages = sizes<D>::flat_stages, bytes = sizes<D>::page_bytes;
     const char *list = static_cast<const char *>(p.list);
-    const relayi_cuda_piece *pieces = reinterpret_cast<const relayi_cuda_piece *>(list + p.pieces) + unit.first_piece;
     const int32_t *ids = reinterpret_cast<const int32_t *>(list + p.ids);
-    int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    int lane = threadIdx.x % 32, warp = threadIdx.x / 32, ready = 0;
     char *ring = shared + warp * sizes<D>::flat_ring;
-    uint32_t ring_at = shared_address(ring);
-    token_walk ahead, now;
-    ahead.begin(pieces, unit.num_pieces, warp * PAGE, WARPS * PAGE);
-    now = ahead;
-    page_place page = find_page(p, ids, ahead, 0);
+    token_walk walk;
+    walk.begin(p, unit, warp * PAGE, WARPS * PAGE);
+    page_place page = find_page(p, ids, walk, 0);
+    row_lookup rows(p, unit, kv_head, 0);
     query_fragments<D, 1, true> query;
     row_state<D, 1> state;
-    auto fetch = [&](int slot) {
-        if (!ahead.done()) {
-            uint32_t to = ring_at + slot * 2 * bytes;
-            fetch_tile<T, D, PAGE, 32>(p, ahead, page, kv_head, to, to + bytes, lane);
-            ahead.next();
-            page = find_page(p, ids, ahead, 0);
+    tile_place coming[stages]; /* tiles under way, the next one first */
+    state.clear();
+    /* the last slot of warp 0's ring is free until the first tile is there */
+    char *query_tile = shared + (stages - 1) * 2 * bytes;
+    load_queries<T, D, 16>(p, unit, kv_head, query_tile);
+    __syncthreads();
+    ready_queries<D, 1, true>(shared_address(query_tile), 0, query);
+    __syncthreads();
+    /* one loop fills the ring and drains it: code that runs once is read from far away */
+#pragma unroll 1
+    for (int step = 0, slot = 0;; step++, slot = slot + 1 < stages ? slot + 1 : 0) {
+        if (step >= stages - 1) {
+            if (ready == 0) break;
+            copies_wait<stages - 2>();
+            __syncwarp();
+        }
+#pragma unroll
+        for (int i = 0; i < stages - 1; i++) coming[i] = step == 0 ? tile_place{} : coming[i + 1];
+        if (!walk.done()) {
+            uint32_t to = shared_address(ring) + slot * 2 * bytes;
+            fetch_page<T, D>(p, walk, page, kv_head, to, to + bytes, lane);
+            coming[stages - 1] = place_of<PAGE>(p, unit, walk);
+            walk.next();
+            page = find_page(p, ids, walk, 0);
+            ready++;
         }
         copies_commit();
-    };
-#pragma unroll
-    for (int i = 0; i < stages - 1; i++) fetch(i);
-    hold_queries<T, D>(p, unit, kv_head, query);
-    find_rows<D, 1>(p, unit, kv_head, 0, state);
-    state.clear();
-    for (int slot = 0; !now.done(); now.next()) {
-        copies_wait<stages - 2>();
-        __syncwarp();
-        fetch(slot + stages - 1 < stages ? slot + stages - 1 : slot - 1);
-        tile_place at = place_of<PAGE>(p, unit, now);
-        char *values = ring + slot * 2 * bytes + bytes;
-        if (!at.full && __any_sync(0xFFFFFFFF, scan_not_finite<T, bytes, 32>(values, lane))) {
-            add_not_finite<T, D, 1, PAGE>(p, at, values, state);
+        if (step < stages - 1) continue;
+        int from = slot + 1 < stages ? slot + 1 : 0;
+        char *values = ring + from * 2 * bytes + bytes;
+        if (!coming[0].full && __any_sync(0xFFFFFFFF, scan_not_finite<T, bytes, 32>(values, lane))) {
+            add_not_finite<T, D, 1, PAGE>(p, coming[0], values, rows, state);
             __syncwarp();
             clear_not_finite<T, bytes, 32>(values, lane);
             __syncwarp();
         }
-        attend_tile<T, D, 1, PAGE>(p, at, query, ring_at + slot * 2 * bytes, ring_at + slot * 2 * bytes + bytes, state);
-        slot = slot + 1 < stages ? slot + 1 : 0;
+        attend_tile<T, D, 1, PAGE>(p, coming[0], rows, query, shared_address(values) - bytes, shared_address(values), state);
+        ready--;
     }
     copies_wait<0>();
     complete_sums<D, 1>(state);
@@ -436,28 +490,6 @@ DEVICE void attend_flat(const relayi_cuda_params &p, const relayi_cuda_unit &uni
 }
 
 /* ---- TALL, WIDE ----------------------------------------------------------- */
-
-template <typename T, int D, int ROWS>
-DEVICE void load_queries(const relayi_cuda_params &p, const relayi_cuda_unit &unit, int kv_head, char *tile) {
-    constexpr int chunks = D / 8;
-    for (int i = threadIdx.x; i < ROWS * chunks; i += THREADS) {
-        int row = i / chunks, chunk = i % chunks;
-        uint4 word = make_uint4(0, 0, 0, 0);
-        if (row < unit.rows && chunk * 8 < p.head_dim) {
-            const uint16_t *from = static_cast<const uint16_t *>(p.query) +
-                                   query_offset(p, unit.row_begin + row, kv_head) + chunk * 8;
-            if (p.query_aligned) {
-                word = __ldg(reinterpret_cast<const uint4 *>(from));
-            } else {
-                word.x = from[0] | static_cast<uint32_t>(from[1]) << 16;
-                word.y = from[2] | static_cast<uint32_t>(from[3]) << 16;
-                word.z = from[4] | static_cast<uint32_t>(from[5]) << 16;
-                word.w = from[6] | static_cast<uint32_t>(from[7]) << 16;
-            }
-        }
-        *reinterpret_cast<uint4 *>(tile + place<D>(row, chunk)) = word;
-    }
-}
 
 template <int D, int MT>
 DEVICE void store_states(const relayi_cuda_params &p, const relayi_cuda_unit &unit, int kv_head, int first,
@@ -483,56 +515,49 @@ DEVICE void store_states(const relayi_cuda_params &p, const relayi_cuda_unit &un
         }
 }
 
-template <int D, int MT, bool HELD>
-DEVICE void ready_queries(uint32_t tile, int first, query_fragments<D, MT, HELD> &query) {
-    query_fragments<D, MT, false> shared = {tile, first};
-    if constexpr (HELD) {
-#pragma unroll
-        for (int k = 0; k < D / 16; k++) shared.get(k, query.held[k]);
-    } else {
-        query = shared;
-    }
-}
-
 template <typename T, int D, int MT>
 DEVICE void attend_tall(const relayi_cuda_params &p, const relayi_cuda_unit &unit, int kv_head, char *shared) {
     constexpr int tile = sizes<D>::tile, bytes = sizes<D>::tile_bytes;
     constexpr bool held = MT * D <= 128;
     const char *list = static_cast<const char *>(p.list);
-    const relayi_cuda_piece *pieces = reinterpret_cast<const relayi_cuda_piece *>(list + p.pieces) + unit.first_piece;
     const int32_t *ids = reinterpret_cast<const int32_t *>(list + p.ids);
-    int lane = threadIdx.x % 32, first = threadIdx.x / 32 * MT * 16;
+    int lane = threadIdx.x % 32, first = threadIdx.x / 32 * MT * 16, slot = 0;
     char *ring = shared + sizes<D>::query_bytes;
-    uint32_t ring_at = shared_address(ring);
-    token_walk ahead, now;
-    ahead.begin(pieces, unit.num_pieces, 0, tile);
-    now = ahead;
-    page_place page = find_page(p, ids, ahead, lane);
-    auto fetch = [&](int slot) {
-        if (!ahead.done()) {
-            uint32_t to = ring_at + slot * 2 * bytes;
-            fetch_tile<T, D, tile, THREADS>(p, ahead, page, kv_head, to, to + bytes, threadIdx.x);
-            ahead.next();
-            page = find_page(p, ids, ahead, lane);
+    token_walk walk;
+    walk.begin(p, unit, 0, tile);
+    page_place page = find_page(p, ids, walk, lane);
+    row_lookup rows(p, unit, kv_head, first);
+    row_state<D, MT> state;
+    tile_place at = {}, coming = {};
+    query_fragments<D, MT, held> query;
+    bool loaded = false, more;
+    state.clear();
+    do { /* the first turn only fetches */
+        if (loaded) {
+            copies_wait<0>();
+            __syncthreads();
+        }
+        at = coming;
+        more = !walk.done();
+        if (more) {
+            uint32_t to = shared_address(ring) + slot * 2 * bytes;
+            fetch_tile<T, D, tile>(p, walk, page, kv_head, to, to + bytes);
+            coming = place_of<tile>(p, unit, walk);
+            walk.next();
+            page = find_page(p, ids, walk, lane);
         }
         copies_commit();
-    };
-    fetch(0);
-    load_queries<T, D, MT * 64>(p, unit, kv_head, shared);
-    row_state<D, MT> state;
-    find_rows<D, MT>(p, unit, kv_head, first, state);
-    state.clear();
-    __syncthreads();
-    query_fragments<D, MT, held> query;
-    ready_queries<D, MT, held>(shared_address(shared), first, query);
-    for (int slot = 0; !now.done(); now.next(), slot ^= 1) {
-        copies_wait<0>();
-        __syncthreads();
-        fetch(slot ^ 1);
-        tile_place at = place_of<tile>(p, unit, now);
+        slot ^= 1;
+        if (!loaded) {
+            load_queries<T, D, MT * 64>(p, unit, kv_head, shared);
+            __syncthreads();
+            ready_queries<D, MT, held>(shared_address(shared), first, query);
+            loaded = true;
+            continue;
+        }
         char *values = ring + slot * 2 * bytes + bytes;
         if (!at.full && __syncthreads_or(scan_not_finite<T, bytes, THREADS>(values, threadIdx.x))) {
-            add_not_finite<T, D, MT, tile>(p, at, values, state);
+            add_not_finite<T, D, MT, tile>(p, at, values, rows, state);
             __syncthreads();
             clear_not_finite<T, bytes, THREADS>(values, threadIdx.x);
             __syncthreads();
@@ -541,10 +566,10 @@ DEVICE void attend_tall(const relayi_cuda_params &p, const relayi_cuda_unit &uni
         constexpr int step = MT == 2 ? tile / 2 : tile;
 #pragma unroll 1
         for (int done = 0; done < tile; done += step, at.token += step) {
-            uint32_t keys = ring_at + slot * 2 * bytes + done * D * 2;
-            attend_tile<T, D, MT, step>(p, at, query, keys, keys + bytes, state);
+            uint32_t keys = shared_address(values) - bytes + done * D * 2;
+            attend_tile<T, D, MT, step>(p, at, rows, query, keys, keys + bytes, state);
         }
-    }
+    } while (more);
     complete_sums<D, MT>(state);
     store_states<D, MT>(p, unit, kv_head, first, state);
 }
@@ -554,20 +579,28 @@ DEVICE void attend_tall(const relayi_cuda_params &p, const relayi_cuda_unit &uni
 template <typename T, int D>
 __global__ void __launch_bounds__(THREADS, sizes<D>::blocks) attend(const __grid_constant__ relayi_cuda_params p) {
     extern __shared__ __align__(128) char shared[];
+    __shared__ relayi_cuda_unit unit; /* not in registers: the tiles need them all */
     __shared__ uint32_t next;
+    constexpr uint32_t words = sizeof(relayi_cuda_unit) / 4;
     relayi_cuda_header *header = static_cast<relayi_cuda_header *>(p.list);
-    const relayi_cuda_unit *units =
-        reinterpret_cast<const relayi_cuda_unit *>(static_cast<const char *>(p.list) + p.units);
+    const uint32_t *units = reinterpret_cast<const uint32_t *>(static_cast<const char *>(p.list) + p.units);
+    uint32_t work = blockIdx.x, at = work / p.kv_heads, word = 0;
+    if (at < static_cast<uint32_t>(p.unit_room) && threadIdx.x < words) word = units[at * words + threadIdx.x];
+    /* both loads are on their way at once */
     uint32_t total = static_cast<uint32_t>(header->num_units) * static_cast<uint32_t>(p.kv_heads);
-    for (uint32_t work = blockIdx.x; work < total; work = next) {
-        relayi_cuda_unit unit = units[work / p.kv_heads];
+    start_dependents();
+    while (work < total) {
         int kv_head = static_cast<int>(work % p.kv_heads);
-        __syncthreads(); /* everybody has read `next`, and is done with shared memory */
+        if (threadIdx.x < words) reinterpret_cast<uint32_t *>(&unit)[threadIdx.x] = word;
         if (threadIdx.x == 0) next = gridDim.x + atomicAdd(&header->next, 1u);
+        __syncthreads();
         if (unit.shape == RELAYI_CUDA_FLAT) attend_flat<T, D>(p, unit, kv_head, shared);
         else if (unit.shape == RELAYI_CUDA_TALL) attend_tall<T, D, 1>(p, unit, kv_head, shared);
         else if constexpr (sizes<D>::wide) attend_tall<T, D, 2>(p, unit, kv_head, shared);
-        __syncthreads(); /* `next` is there */
+        work = next;
+        at = work / p.kv_heads;
+        if (work < total && threadIdx.x < words) word = units[at * words + threadIdx.x];
+        __syncthreads(); /* `unit`, `next` and shared memory are done with */
     }
 }
 

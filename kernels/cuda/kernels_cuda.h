@@ -13,7 +13,7 @@
 RELAY_CUDA_DIMS(RELAY_CUDA_DECLARE)
 #undef RELAY_CUDA_DECLARE
 
-cudaError_t relayi_cuda_merge(const relayi_cuda_attend *call, cudaStream_t stream);
+cudaError_t relayi_cuda_merge(const relayi_cuda_attend *call, int major, cudaStream_t stream);
 cudaError_t relayi_cuda_write_pages(const relayi_cuda_write *call, cudaStream_t stream);
 cudaError_t relayi_cuda_fuse_parts(const relayi_cuda_fuse *call, cudaStream_t stream);
 cudaError_t relayi_cuda_read_bytes(const void *memory, size_t bytes, cudaStream_t stream);

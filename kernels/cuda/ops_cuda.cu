@@ -108,13 +108,14 @@ relay_status attend(const relayi_cuda_attend *call, relayi_cuda_error *to) {
     cudaStream_t stream = static_cast<cudaStream_t>(call->stream);
     relay_status status = check_past(stream, to);
     if (status != RELAY_OK) return status;
-    int multiprocessors = 0;
+    int multiprocessors = 0, major = 0;
     cudaError_t error = cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, call->device);
+    if (error == cudaSuccess) error = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, call->device);
     if (error == cudaSuccess && call->list_bytes > 0)
         error = cudaMemcpyAsync(call->params.list, call->host_list, call->list_bytes, cudaMemcpyHostToDevice, stream);
     if (error != cudaSuccess) return say(to, "copying the work list", error);
     status = say(to, "launching attention", launch_attend(call, multiprocessors, stream));
-    return status != RELAY_OK ? status : say(to, "launching the merge", relayi_cuda_merge(call, stream));
+    return status != RELAY_OK ? status : say(to, "launching the merge", relayi_cuda_merge(call, major, stream));
 }
 
 relay_status write(const relayi_cuda_write *call, relayi_cuda_error *to) {
@@ -162,12 +163,18 @@ relay_status copy(int32_t index, void *target, const void *from, size_t bytes, r
                   relayi_cuda_error *to) {
     current_device current(index);
     if (current.error != cudaSuccess) return say(to, "cudaSetDevice", current.error);
-    return say(to, "cudaMemcpy", cudaMemcpy(target, from, bytes, kind == RELAYI_CUDA_TO_DEVICE ? cudaMemcpyHostToDevice : cudaMemcpyDeviceToHost));
+    cudaMemcpyKind direction = kind == RELAYI_CUDA_TO_DEVICE ? cudaMemcpyHostToDevice : cudaMemcpyDeviceToHost;
+    cudaError_t error = cudaMemcpy(target, from, bytes, direction);
+    if (error == cudaSuccess) error = cudaStreamSynchronize(cudaStreamLegacy); /* streams of ours do not wait for it */
+    return say(to, "cudaMemcpy", error);
 }
 
 relay_status fill(int32_t index, void *memory, int32_t byte, size_t bytes, relayi_cuda_error *to) {
     current_device current(index);
-    return say(to, "cudaMemset", current.error != cudaSuccess ? current.error : cudaMemset(memory, byte, bytes));
+    cudaError_t error = current.error;
+    if (error == cudaSuccess) error = cudaMemset(memory, byte, bytes);
+    if (error == cudaSuccess) error = cudaStreamSynchronize(cudaStreamLegacy);
+    return say(to, "cudaMemset", error);
 }
 
 relay_status stream_create(int32_t index, void **stream, relayi_cuda_error *to) {

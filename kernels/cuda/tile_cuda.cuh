@@ -57,6 +57,13 @@ template <int D> DEVICE uint32_t place(int row, int chunk) {
     return static_cast<uint32_t>(row * chunks + (chunk ^ flip)) * 16;
 }
 
+/* From place(row, c) with c in {0, 1} to place(row, c + chunks), `chunks` even: one exclusive-or, and a
+ * constant.  Tiles start at multiples of 128 bytes. */
+template <int D> DEVICE uint32_t ahead(uint32_t first, int chunks) {
+    constexpr int flipped = D / 8 % 8 == 0 ? 8 : 4;
+    return (first ^ static_cast<uint32_t>(chunks % flipped * 16)) + static_cast<uint32_t>(chunks / flipped * flipped * 16);
+}
+
 DEVICE void copy16(uint32_t to, const void *from, bool valid) {
     int bytes = valid ? 16 : 0; /* 0: writes zeros and reads nothing */
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(bytes));
@@ -75,12 +82,31 @@ DEVICE void load_transposed(uint32_t (&r)[4], uint32_t at) {
                  : "r"(at));
 }
 
+/* ---- one kernel after another ---------------------------------------------- */
+
+/* The next kernel of the stream may be set up; it waits for this one's end before it reads. */
+DEVICE void start_dependents() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;");
+#endif
+}
+DEVICE void wait_for_predecessor() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
 /* ---- arithmetic ----------------------------------------------------------- */
 
 DEVICE float exp2_fast(float x) {
     float y;
     asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
     return y;
+}
+
+/* Off by about 1e-7, which a soft cap makes cap * 1e-7 of a score. */
+DEVICE float tanh_fast(float x) {
+    return 1.0f - __fdividef(2.0f, 1.0f + exp2_fast(x * (2.0f * 1.4426950408889634f)));
 }
 
 #define LOG2E 1.4426950408889634f
@@ -90,35 +116,33 @@ DEVICE float exp2_fast(float x) {
 
 /* Visits tiles of a unit's pieces: of every piece the tokens begin + offset, + step, ... */
 struct token_walk {
-    const relayi_cuda_piece *piece, *last;
+    const relayi_cuda_piece *more; /* after the current one */
+    int left;                      /* pieces, the current one included */
     int offset, step;
     int tensor, ids, start, token, end;
 
-    DEVICE void enter() {
-        for (; piece != last; piece++) {
-            token = piece->begin + offset;
-            end = piece->end;
-            if (token < end) {
-                tensor = piece->tensor;
-                ids = piece->ids;
-                start = piece->start;
-                return;
-            }
-        }
+    DEVICE void enter(const relayi_cuda_piece &piece) {
+        token = piece.begin + offset;
+        end = piece.end;
+        tensor = piece.tensor;
+        ids = piece.ids;
+        start = piece.start;
     }
-    DEVICE void begin(const relayi_cuda_piece *first, int count, int from, int by) {
-        piece = first;
-        last = first + count;
+    DEVICE void skip_empty() {
+        while (token >= end && --left > 0) enter(*more++);
+    }
+    DEVICE void begin(const relayi_cuda_params &p, const relayi_cuda_unit &unit, int from, int by) {
+        more = reinterpret_cast<const relayi_cuda_piece *>(static_cast<const char *>(p.list) + p.pieces) + unit.more_pieces;
+        left = unit.num_pieces;
         offset = from;
         step = by;
-        enter();
+        enter(unit.first);
+        if (left > 0) skip_empty();
     }
-    DEVICE bool done() const { return piece == last; }
+    DEVICE bool done() const { return left <= 0; }
     DEVICE void next() {
         token += step;
-        if (token < end) return;
-        piece++;
-        enter();
+        skip_empty();
     }
 };
 
@@ -140,6 +164,11 @@ DEVICE page_place find_page(const relayi_cuda_params &p, const int32_t *ids, con
         at.inside = token - index * p.block_size;
     }
     return at;
+}
+
+/* A pointer that lane `from` holds. */
+template <typename T> DEVICE const T *shuffle(const T *pointer, int from) {
+    return reinterpret_cast<const T *>(__shfl_sync(0xFFFFFFFF, reinterpret_cast<unsigned long long>(pointer), from));
 }
 
 /* K and V of one kv head where the walk stands. */
@@ -166,26 +195,75 @@ template <typename T> struct kv_view {
     }
 };
 
-/* Starts the copies of TOKENS tokens by COUNT threads of number `thread`; tokens past the end and
- * dims past head_dim become zeros.  Lane g of each warp holds the page of tokens [16g, +16). */
-template <typename T, int D, int TOKENS, int COUNT>
+/* Starts the copies of TOKENS tokens by a whole block; tokens past the end and dims past head_dim
+ * become zeros.  Lane g of each warp holds the page of tokens [16g, +16). */
+template <typename T, int D, int TOKENS>
 DEVICE void fetch_tile(const relayi_cuda_params &p, const token_walk &walk, page_place page, int kv_head,
-                       uint32_t keys, uint32_t values, int thread) {
+                       uint32_t keys, uint32_t values) {
     constexpr int chunks = D / 8;
     kv_view<T> kv(p, walk.tensor, kv_head);
+    const T *key_page = kv.key + page.block * kv.key_block + page.inside * kv.key_token;
+    const T *value_page = kv.value + page.block * kv.value_block + page.inside * kv.value_token;
+    int left = walk.end - walk.token, thread = threadIdx.x;
+    if constexpr (THREADS % chunks == 0) { /* a thread keeps its chunk, and its place within a page */
+        constexpr int rows = THREADS / chunks;
+        int row = thread / chunks, chunk = thread % chunks;
+        bool inside = chunk * 8 < p.head_dim;
+        int64_t key_at = row * kv.key_token + chunk * 8, value_at = row * kv.value_token + chunk * 8;
+        int64_t key_step = rows * kv.key_token, value_step = rows * kv.value_token;
 #pragma unroll
-    for (int i = 0; i < TOKENS * chunks / COUNT; i++) {
-        int index = thread + i * COUNT, row = index / chunks, chunk = index % chunks;
-        int block = page.block, inside = page.inside + row;
-        if (TOKENS > PAGE) {
-            block = __shfl_sync(0xFFFFFFFF, page.block, row / PAGE);
-            inside = __shfl_sync(0xFFFFFFFF, page.inside, row / PAGE) + row % PAGE;
+        for (int group = 0; group < TOKENS / PAGE; group++) {
+            const T *key = shuffle(key_page, group) + key_at, *value = shuffle(value_page, group) + value_at;
+#pragma unroll
+            for (int i = 0; i < PAGE / rows; i++, key += key_step, value += value_step) {
+                int at = group * PAGE + i * rows + row;
+                bool valid = inside && at < left;
+                copy16(keys + place<D>(at, chunk), valid ? key : kv.key, valid);
+                copy16(values + place<D>(at, chunk), valid ? value : kv.value, valid);
+            }
         }
-        bool valid = walk.token + row < walk.end && chunk * 8 < p.head_dim;
-        const T *key = kv.key + block * kv.key_block + inside * kv.key_token + chunk * 8;
-        const T *value = kv.value + block * kv.value_block + inside * kv.value_token + chunk * 8;
-        copy16(keys + place<D>(row, chunk), valid ? key : kv.key, valid);
-        copy16(values + place<D>(row, chunk), valid ? value : kv.value, valid);
+    } else {
+#pragma unroll
+        for (int i = 0; i < TOKENS * chunks / THREADS; i++) {
+            int index = thread + i * THREADS, row = index / chunks, chunk = index % chunks;
+            const T *key = shuffle(key_page, row / PAGE) + row % PAGE * kv.key_token + chunk * 8;
+            const T *value = shuffle(value_page, row / PAGE) + row % PAGE * kv.value_token + chunk * 8;
+            bool valid = row < left && chunk * 8 < p.head_dim;
+            copy16(keys + place<D>(row, chunk), valid ? key : kv.key, valid);
+            copy16(values + place<D>(row, chunk), valid ? value : kv.value, valid);
+        }
+    }
+}
+
+/* The same for one page, by one warp: rows follow each other by one stride. */
+template <typename T, int D>
+DEVICE void fetch_page(const relayi_cuda_params &p, const token_walk &walk, page_place page, int kv_head, uint32_t keys,
+                       uint32_t values, int lane) {
+    constexpr int chunks = D / 8;
+    kv_view<T> kv(p, walk.tensor, kv_head);
+    kv.key += page.block * kv.key_block + page.inside * kv.key_token;
+    kv.value += page.block * kv.value_block + page.inside * kv.value_token;
+    int left = walk.end - walk.token;
+    if constexpr (32 % chunks == 0) {
+        constexpr int rows = 32 / chunks;
+        int row = lane / chunks, chunk = lane % chunks;
+        const T *key = kv.key + row * kv.key_token + chunk * 8, *value = kv.value + row * kv.value_token + chunk * 8;
+        int64_t key_step = rows * kv.key_token, value_step = rows * kv.value_token;
+        bool inside = chunk * 8 < p.head_dim;
+#pragma unroll
+        for (int i = 0; i < PAGE; i += rows, key += key_step, value += value_step) {
+            bool valid = inside && row + i < left;
+            copy16(keys + place<D>(row + i, chunk), valid ? key : kv.key, valid);
+            copy16(values + place<D>(row + i, chunk), valid ? value : kv.value, valid);
+        }
+    } else {
+#pragma unroll
+        for (int i = 0; i < PAGE * chunks / 32; i++) {
+            int index = lane + i * 32, row = index / chunks, chunk = index % chunks;
+            bool valid = row < left && chunk * 8 < p.head_dim;
+            copy16(keys + place<D>(row, chunk), valid ? kv.key + row * kv.key_token + chunk * 8 : kv.key, valid);
+            copy16(values + place<D>(row, chunk), valid ? kv.value + row * kv.value_token + chunk * 8 : kv.value, valid);
+        }
     }
 }
 

@@ -1,0 +1,376 @@
+/* The work list of a CUDA device, made and read without one: every visible token of every row exactly
+ * once, states that no two parts share, bounds that hold; and the loader's refusals. */
+#include <limits.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "plan_cuda.h"
+#include "relay/relay.h"
+#include "test.h"
+
+enum { MOST_SEGMENTS = 12, MOST_REQUESTS = 40, BLOCK_SIZE = 16 };
+
+/* ---- a device without a GPU ------------------------------------------------- */
+
+static relay_status pin(int32_t device, size_t bytes, void **memory, relayi_cuda_error *error) {
+    (void)device;
+    (void)error;
+    *memory = malloc(bytes);
+    return *memory ? RELAY_OK : RELAY_OUT_OF_MEMORY;
+}
+
+static const char *kernel_name(relay_dtype query, relay_dtype kv) {
+    return query == kv && query != RELAY_F32 ? "pretended" : NULL;
+}
+
+static const relayi_cuda_ops pretended = {.version = RELAYI_CUDA_VERSION, .size = sizeof pretended, .pin = pin,
+                                          .unpin = free, .kernel_name = kernel_name};
+
+static char last_error[1024];
+
+static void keep_error(void *user, relay_log_level level, const char *message) {
+    (void)user;
+    if (level == RELAY_LOG_ERROR) snprintf(last_error, sizeof last_error, "%s", message);
+}
+
+static relay_device device = {.kind = RELAY_DEVICE_CUDA, .threads = 1, .level = "cuda", .cuda = &pretended,
+                              .gpu = {.multiprocessors = 132}, .log = keep_error};
+
+/* ---- random batches --------------------------------------------------------- */
+
+static uint64_t random_state = 1;
+
+static int32_t between(int32_t low, int32_t high) {
+    random_state = random_state * 6364136223846793005u + 1442695040888963407u;
+    return low + (int32_t)((random_state >> 33) % (uint64_t)(high - low + 1));
+}
+
+typedef struct batch {
+    int32_t requests, segments, query_start[MOST_REQUESTS + 1];
+    relay_kv_span own[MOST_REQUESTS];
+    relay_segment segment[MOST_SEGMENTS];
+    int32_t ids[4096], order[MOST_REQUESTS];
+    bool ordered;
+} batch;
+
+static relay_kv_span draw_span(batch *b, int32_t length, int32_t tensor) {
+    relay_kv_span span = {.layout = between(0, 3) ? RELAY_KV_PAGED : RELAY_KV_CONTIGUOUS, .length = length,
+                          .tensor_index = tensor, .block_table = b->ids};
+    return span;
+}
+
+static void draw_segments(batch *b, int32_t parent, int32_t first, int32_t last, int32_t depth) {
+    while (first < last && b->segments < MOST_SEGMENTS) {
+        int32_t count = between(1, last - first);
+        if (between(0, 3)) {
+            int32_t made = b->segments++;
+            b->segment[made] = (relay_segment){.parent = parent, .first_request = first, .num_requests = count,
+                                               .kv = draw_span(b, between(0, 4) ? between(1, 4000) : 0, made)};
+            if (depth < 3) draw_segments(b, made, first, first + count, depth + 1);
+        }
+        first += count;
+    }
+}
+
+static void draw_batch(batch *b) {
+    *b = (batch){.requests = between(0, 20) ? between(1, MOST_REQUESTS) : 0};
+    for (int32_t i = 0; i < 4096; i++) b->ids[i] = i;
+    int32_t most_rows = between(0, 1) ? 1 : between(1, 300);
+    for (int32_t r = 0; r < b->requests; r++) {
+        int32_t rows = between(0, 9) ? between(1, most_rows) : 0;
+        b->query_start[r + 1] = b->query_start[r] + rows;
+        b->own[r] = draw_span(b, rows + (between(0, 3) ? between(0, 900) : 0), r % 8);
+        b->order[r] = r;
+    }
+    for (int32_t i = b->requests - 1; i > 0; i--) {
+        int32_t j = between(0, i), swap = b->order[i];
+        b->order[i] = b->order[j];
+        b->order[j] = swap;
+    }
+    b->ordered = between(0, 1);
+    draw_segments(b, -1, 0, b->requests, 0);
+}
+
+static bool set_forest(const batch *b, relay_forest *forest) {
+    relay_forest_desc desc = relay_forest_desc_defaults();
+    desc.num_requests = b->requests;
+    desc.query_start_loc = b->query_start;
+    desc.own = b->own;
+    desc.order = b->ordered ? b->order : NULL;
+    desc.num_segments = b->segments;
+    desc.segments = b->segment;
+    desc.block_size = BLOCK_SIZE;
+    desc.num_blocks = 4096;
+    return relay_forest_set(forest, &desc) == RELAY_OK;
+}
+
+static relay_attention draw_attention(void) {
+    static const int32_t dims[] = {64, 128, 256, 80}, groups[] = {1, 4, 8, 7, 20};
+    relay_attention a = relay_attention_defaults();
+    a.num_kv_heads = between(1, 8);
+    a.num_heads = a.num_kv_heads * groups[between(0, 4)];
+    a.head_dim = dims[between(0, 3)];
+    if (between(0, 2) == 0) a.sliding_window = between(1, 2500);
+    if (a.sliding_window > 0 && between(0, 1)) a.num_sink_tokens = between(1, 200);
+    return a;
+}
+
+/* ---- reading a list ---------------------------------------------------------- */
+
+typedef struct reader {
+    const relay_plan *plan;
+    const char *list;
+    const relayi_cuda_header *header;
+    const relayi_cuda_unit *units;
+    const relayi_cuda_piece *pieces;
+    const relayi_cuda_row *rows;
+    const relayi_cuda_run *runs;
+    unsigned char *written; /* [states]: by how many units */
+} reader;
+
+static reader read_list(const relay_plan *plan) {
+    const relayi_cuda_plan *c = plan->cuda;
+    const char *list = c->list;
+    reader r = {.plan = plan, .list = list, .header = (const void *)list, .units = (const void *)(list + c->units),
+                .pieces = (const void *)(list + c->pieces), .rows = (const void *)(list + c->rows),
+                .runs = (const void *)(list + c->runs)};
+    r.written = calloc((size_t)c->sizes.states + 1, 1);
+    return r;
+}
+
+static const relayi_cuda_piece *piece_at(const reader *r, const relayi_cuda_unit *unit, int32_t i) {
+    return i == 0 ? &unit->first : &r->pieces[unit->more_pieces + i - 1];
+}
+
+static bool sees(const relay_attention *a, int32_t position, int32_t token) {
+    if (token > position) return false;
+    return a->sliding_window == 0 || token > position - a->sliding_window || token < a->num_sink_tokens;
+}
+
+static void check_unit(reader *r, const relayi_cuda_unit *unit) {
+    const relay_attention *a = &r->plan->attention;
+    int32_t most = unit->shape == RELAYI_CUDA_FLAT ? 16 : unit->shape == RELAYI_CUDA_TALL ? 64 : 128;
+    CHECK(unit->rows >= 1 && unit->rows <= most && unit->row_begin >= 0);
+    CHECK(unit->shape != RELAYI_CUDA_WIDE || a->head_dim <= 128);
+    for (int32_t i = 0; i < unit->rows; i++) {
+        int32_t position = r->rows[(unit->row_begin + i) / r->plan->group].position;
+        CHECK(position >= unit->min_position && position <= unit->max_position);
+        for (int32_t h = 0; h < a->num_kv_heads; h++) {
+            int64_t state = unit->state + (int64_t)h * unit->head_states + i;
+            CHECK(state >= 0 && state < r->plan->cuda->sizes.states);
+            if (state >= 0 && state < r->plan->cuda->sizes.states) r->written[state]++;
+        }
+    }
+    for (int32_t i = 0; i < unit->num_pieces; i++) {
+        const relayi_cuda_piece *piece = piece_at(r, unit, i);
+        CHECK(piece->begin >= 0 && piece->begin < piece->end && piece->begin % RELAYI_CUDA_PAGE == 0);
+    }
+}
+
+/* Counts the tokens of the unit that holds a row's state `state` of kv head 0. */
+static void count_tokens(const reader *r, int32_t row, int64_t state, unsigned char *seen) {
+    int32_t group = r->plan->group;
+    for (int32_t u = 0; u < r->header->num_units; u++) {
+        const relayi_cuda_unit *unit = &r->units[u];
+        if (state < unit->state || state >= unit->state + unit->rows) continue;
+        CHECK(unit->row_begin + (int32_t)(state - unit->state) == row * group);
+        for (int32_t i = 0; i < unit->num_pieces; i++) {
+            const relayi_cuda_piece *piece = piece_at(r, unit, i);
+            for (int32_t n = piece->begin; n < piece->end; n++)
+                if (seen[n + piece->start] < 255) seen[n + piece->start]++;
+        }
+        return;
+    }
+    CHECK_MSG(false, "no unit computes state %lld", (long long)state);
+}
+
+static void check_row(const reader *r, int32_t row, unsigned char *seen, int32_t room) {
+    const relay_attention *a = &r->plan->attention;
+    const relayi_cuda_row *of = &r->rows[row];
+    memset(seen, 0, (size_t)room);
+    for (int32_t i = 0; i < of->num_runs; i++) {
+        const relayi_cuda_run *run = &r->runs[of->first_run + i];
+        CHECK(row >= run->row_begin && row < run->row_begin + run->rows);
+        for (int32_t c = 0; c < run->chunks; c++)
+            count_tokens(r, row, run->base + ((int64_t)c * a->num_kv_heads * run->rows + row - run->row_begin) * r->plan->group,
+                         seen);
+    }
+    int32_t wrong = 0;
+    for (int32_t t = 0; t <= of->position; t++) wrong += sees(a, of->position, t) ? seen[t] != 1 : seen[t] > 1;
+    CHECK_MSG(wrong == 0, "row %d at position %d: %d tokens not covered exactly once", row, of->position, wrong);
+}
+
+static void check_list(const relay_plan *plan, int32_t rows) {
+    enum { ROOM = 1 << 16 };
+    static unsigned char seen[ROOM];
+    reader r = read_list(plan);
+    CHECK(r.header->num_rows == rows && r.header->next == 0 && plan->info.num_rows == rows);
+    for (int32_t u = 0; u < r.header->num_units; u++) check_unit(&r, &r.units[u]);
+    int64_t twice = 0;
+    for (int64_t s = 0; s < plan->cuda->sizes.states; s++) twice += r.written[s] > 1;
+    CHECK_MSG(twice == 0, "%lld states are written by more than one unit", (long long)twice);
+    for (int32_t row = 0; row < rows; row += rows > 200 ? between(1, rows / 40) : 1) check_row(&r, row, seen, ROOM);
+    free(r.written);
+}
+
+/* ---- tests ------------------------------------------------------------------ */
+
+static void test_coverage(void) {
+    static batch b;
+    relay_forest *forest = NULL;
+    CHECK(relay_forest_create(&device, &forest) == RELAY_OK);
+    for (int32_t i = 0; i < 400; i++) {
+        relay_attention a = draw_attention();
+        relay_plan_options options = relay_plan_options_defaults();
+        relay_plan *plan = NULL;
+        options.strategy = (relay_strategy)between(0, 2);
+        options.repeatable = between(0, 2) == 0;
+        draw_batch(&b);
+        CHECK(set_forest(&b, forest));
+        CHECK(relay_plan_create(&device, &a, &options, &plan) == RELAY_OK);
+        relay_status status = relay_plan_build(plan, forest);
+        CHECK_MSG(status == RELAY_OK, "batch %d: %s", i, last_error);
+        if (status == RELAY_OK) check_list(plan, b.query_start[b.requests]);
+        relay_plan_destroy(plan);
+    }
+    relay_forest_destroy(forest);
+}
+
+/* Within its bounds a plan's layout never moves. */
+static void test_bounds(void) {
+    static batch b;
+    relay_forest *forest = NULL;
+    CHECK(relay_forest_create(&device, &forest) == RELAY_OK);
+    for (int32_t i = 0; i < 20; i++) {
+        relay_attention a = draw_attention();
+        relay_plan_options options = {.struct_size = sizeof options, .repeatable = i % 3 == 0, .max_requests = MOST_REQUESTS,
+                                      .max_rows = 300 * MOST_REQUESTS, .max_depth = 4, .max_tokens = 20000,
+                                      .max_blocks = 30000};
+        options.strategy = (relay_strategy)(i % 3);
+        relay_plan *plan = NULL;
+        size_t workspace = 0, list = 0;
+        CHECK(relay_plan_create(&device, &a, &options, &plan) == RELAY_OK);
+        for (int32_t j = 0; j < 12; j++) {
+            draw_batch(&b);
+            relay_status status = set_forest(&b, forest) ? relay_plan_build(plan, forest) : RELAY_INVALID_ARGUMENT;
+            CHECK_MSG(status == RELAY_OK, "batch %d: %s", j, last_error);
+            if (status != RELAY_OK) continue;
+            check_list(plan, b.query_start[b.requests]);
+            CHECK(j == 0 || (workspace == relay_plan_workspace_bytes(plan) && list == plan->cuda->list_bytes));
+            workspace = relay_plan_workspace_bytes(plan);
+            list = plan->cuda->list_bytes;
+        }
+        relay_plan_destroy(plan);
+    }
+    relay_forest_destroy(forest);
+}
+
+static void refuse(const relay_plan_options *options, const batch *b, const char *word) {
+    relay_attention a = relay_attention_defaults();
+    relay_plan *plan = NULL;
+    relay_forest *forest = NULL;
+    a.num_heads = a.num_kv_heads = 1;
+    a.head_dim = 64;
+    CHECK(relay_forest_create(&device, &forest) == RELAY_OK && set_forest(b, forest));
+    CHECK(relay_plan_create(&device, &a, options, &plan) == RELAY_OK);
+    last_error[0] = '\0';
+    CHECK(relay_plan_build(plan, forest) == RELAY_OUT_OF_RANGE);
+    CHECK_CONTAINS(last_error, word);
+    relay_plan_destroy(plan);
+    relay_forest_destroy(forest);
+}
+
+static void test_beyond_bounds(void) {
+    static batch b;
+    b = (batch){.requests = 2, .query_start = {0, 2, 4}, .segments = 1};
+    b.own[0] = b.own[1] = (relay_kv_span){.layout = RELAY_KV_PAGED, .length = 40, .block_table = b.ids};
+    b.segment[0] = (relay_segment){.parent = -1, .num_requests = 2,
+                                   .kv = {.layout = RELAY_KV_PAGED, .length = 100, .block_table = b.ids}};
+    const relay_plan_options fits = {.struct_size = sizeof fits, .max_requests = 2, .max_rows = 4, .max_depth = 1,
+                                     .max_tokens = 140, .max_blocks = 13};
+    relay_plan_options o = fits;
+    o.max_requests = 1;
+    refuse(&o, &b, "max_requests");
+    o = fits;
+    o.max_rows = 3;
+    refuse(&o, &b, "max_rows");
+    o = fits;
+    o.max_depth = 0;
+    refuse(&o, &b, "max_depth");
+    o = fits;
+    o.max_tokens = 139;
+    refuse(&o, &b, "max_tokens");
+    o = fits;
+    o.max_blocks = 12;
+    refuse(&o, &b, "max_blocks");
+}
+
+static void test_options(void) {
+    relay_attention a = relay_attention_defaults();
+    relay_plan_options o = relay_plan_options_defaults();
+    relay_plan *plan = NULL;
+    a.num_heads = a.num_kv_heads = 1;
+    a.head_dim = 64;
+    o.max_rows = 4; /* without max_requests */
+    CHECK(relay_plan_create(&device, &a, &o, &plan) == RELAY_INVALID_ARGUMENT && plan == NULL);
+    CHECK_CONTAINS(last_error, "max_rows");
+    o = (relay_plan_options){.struct_size = sizeof o, .max_requests = 4};
+    CHECK(relay_plan_create(&device, &a, &o, &plan) == RELAY_INVALID_ARGUMENT && plan == NULL);
+    a.kv_dtype = RELAY_F32;
+    CHECK(relay_plan_create(&device, &a, NULL, &plan) == RELAY_UNSUPPORTED && plan == NULL);
+    a.kv_dtype = RELAY_BF16;
+    a.output_dtype = RELAY_F32;
+    CHECK(relay_plan_create(&device, &a, NULL, &plan) == RELAY_UNSUPPORTED && plan == NULL);
+}
+
+static void test_block_size(void) {
+    relay_attention a = relay_attention_defaults();
+    relay_plan *plan = NULL;
+    relay_forest *forest = NULL;
+    int32_t ids[8] = {0}, query_start[2] = {0, 1};
+    relay_kv_span own = {.layout = RELAY_KV_PAGED, .length = 20, .block_table = ids};
+    a.num_heads = a.num_kv_heads = 1;
+    a.head_dim = 64;
+    relay_forest_desc desc = relay_forest_desc_defaults();
+    desc.num_requests = 1;
+    desc.query_start_loc = query_start;
+    desc.own = &own;
+    desc.block_size = 24;
+    desc.num_blocks = 1;
+    CHECK(relay_forest_create(&device, &forest) == RELAY_OK && relay_forest_set(forest, &desc) == RELAY_OK);
+    CHECK(relay_plan_create(&device, &a, NULL, &plan) == RELAY_OK);
+    CHECK(relay_plan_build(plan, forest) == RELAY_UNSUPPORTED);
+    CHECK_CONTAINS(last_error, "block_size");
+    relay_plan_destroy(plan);
+    relay_forest_destroy(forest);
+}
+
+/* ---- the loader --------------------------------------------------------------- */
+
+static void expect_no_device(const char *library, const char *words) {
+    relay_device_options options = relay_device_options_defaults();
+    relay_device *none = NULL;
+    options.kind = RELAY_DEVICE_CUDA;
+    options.log = keep_error;
+    if (library != NULL) setenv("RELAY_CUDA_LIBRARY", library, 1);
+    last_error[0] = '\0';
+    CHECK(relay_device_open(&options, &none) == RELAY_NO_DEVICE && none == NULL);
+    CHECK_CONTAINS(last_error, words);
+    unsetenv("RELAY_CUDA_LIBRARY");
+}
+
+static void test_loader(void) {
+    expect_no_device("/nonexistent/librelayattn_cuda.so", "/nonexistent/librelayattn_cuda.so");
+    expect_no_device("libm.so.6", RELAYI_CUDA_OPS_SYMBOL);
+    expect_no_device(OTHER_VERSION, "another version");
+}
+
+int main(void) {
+    test_coverage();
+    test_bounds();
+    test_beyond_bounds();
+    test_options();
+    test_block_size();
+    test_loader();
+    return test_result();
+}
