@@ -55,8 +55,11 @@ typedef struct relay_plan_options {
     uint32_t struct_size;
     relay_strategy strategy; /* default AUTO */
     int32_t repeatable;      /* default 0.  1: the result of a request is bitwise the same
-                                whatever else is in the batch and however many threads run:
-                                every path is cut alike and no cost model is asked */
+                                whatever else is in the batch and however many threads run, as
+                                long as its own path has the same segments: every span is cut
+                                alike, shared or not, and no cost model is asked.  (Segments
+                                that relay_forest_find finds depend on the batch; give the
+                                forest yourself where every bit counts.) */
 
     /* For CUDA graphs; nothing to the CPU.  With max_requests above 0 the plan takes any batch
      * within these bounds by the same launches, copies and workspace: a relay_run captured once
