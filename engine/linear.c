@@ -168,20 +168,26 @@ static void pack_row_f32(const job *j, int64_t r) {
 
 static void pack_row_bf16(const job *j, int64_t r) {
     const eng_linear *linear = j->linear;
-    const bool tiles = linear->kernel->x_layout == ENG_TILES_BF16;
-    const int64_t step_stride = tiles ? ENG_TILE_ROWS * ENG_INPUT_STEP : ENG_INPUT_STEP;
     uint16_t *to = (uint16_t *)j->packed_x + r * eng_x_stride(linear->in_padded);
-    if (tiles)
-        to = (uint16_t *)j->packed_x + r / ENG_TILE_ROWS * ENG_TILE_ROWS * linear->in_padded +
-             r % ENG_TILE_ROWS * ENG_INPUT_STEP;
-    const int64_t in = r < j->rows ? linear->in : 0;
-    const float *x = j->x + (r < j->rows ? r : 0) * j->x_stride;
-    linear->kernel->pack(in, linear->in_padded, x, to, step_stride);
+    linear->kernel->pack(1, 1, linear->in, linear->in_padded, j->x + r * j->x_stride, j->x_stride, to);
 }
 
-static void pack_row(const job *j, int64_t r) {
-    if (j->linear->kernel->x_layout == ENG_ROWS_F32) pack_row_f32(j, r);
-    else pack_row_bf16(j, r);
+/* The rows of one tile after the other, so that it is written in one go. */
+static void pack_tiles(const job *j, int64_t strip) {
+    const eng_linear *linear = j->linear;
+    const int64_t first = strip * ENG_TILE_ROWS, left = j->rows - first;
+    uint16_t *to = (uint16_t *)j->packed_x + first * linear->in_padded;
+    linear->kernel->pack(left < ENG_TILE_ROWS ? (int32_t)left : ENG_TILE_ROWS, ENG_TILE_ROWS, linear->in,
+                         linear->in_padded, j->x + first * j->x_stride, j->x_stride, to);
+}
+
+/* One of the parts that packing is divided into: a row, or the rows of a tile. */
+static void pack_part(const job *j, int64_t part) {
+    switch (j->linear->kernel->x_layout) {
+    case ENG_ROWS_F32: pack_row_f32(j, part); break;
+    case ENG_ROWS_BF16: pack_row_bf16(j, part); break;
+    case ENG_TILES_BF16: pack_tiles(j, part); break;
+    }
 }
 
 static size_t packed_row_bytes(const eng_linear *linear) {
@@ -194,7 +200,7 @@ static size_t packed_row_bytes(const eng_linear *linear) {
 
 /* A run of a panel stays in the first-level cache while all rows of a chunk pass by; a run of the chunk's
  * activations, and the group's sums, stay in the second while all panels of the group do. */
-enum { MAX_RUN = 640, MAX_CHUNK_ROWS = 512, MAX_SUMS = 4096, MAX_GROUP = 16, TASKS_PER_THREAD = 4, AHEAD_STEPS = 2 };
+enum { MAX_RUN = 640, MAX_CHUNK_ROWS = 256, MAX_SUMS = 4096, MAX_GROUP = 16, TASKS_PER_THREAD = 4, AHEAD_STEPS = 2 };
 
 static int32_t smaller(int32_t a, int32_t b) {
     return a < b ? a : b;
@@ -252,6 +258,16 @@ static void plan_ahead(const job *j, const task *t, int32_t g, int32_t blocks, i
     run->ahead = next_weights(j, t, g, run->first) + block * (run->count / ENG_INPUT_STEP) * run->ahead_step;
 }
 
+/* The panels of a group share the fetching of the next run's activations, each a part of every tile. */
+static void plan_ahead_x(const job *j, const task *t, int32_t g, eng_run *run) {
+    const int32_t tile_bytes = ENG_TILE_ROWS * ENG_INPUT_STEP * (int32_t)sizeof(uint16_t);
+    const int64_t next = run->first + j->run < j->linear->in_padded ? run->first + j->run : 0;
+    if (j->linear->kernel->x_layout != ENG_TILES_BF16 || next == run->first) return;
+    run->ahead_x_size = (tile_bytes / t->panels + 63) / 64 * 64;
+    run->ahead_x = (next - run->first) / ENG_INPUT_STEP * tile_bytes + g * run->ahead_x_size;
+    if (g * run->ahead_x_size >= tile_bytes) run->ahead_x_size = 0;
+}
+
 /* One run of one panel, all rows of the task. */
 static void run_panel(const job *j, const task *t, int32_t g, int64_t first) {
     const eng_linear *linear = j->linear;
@@ -259,6 +275,7 @@ static void run_panel(const job *j, const task *t, int32_t g, int64_t first) {
     const int64_t left = linear->in_padded - first;
     eng_run run = {.in = linear->in_padded, .first = first, .count = left < j->run ? left : j->run,
                    .panel = weights_at(linear, t->panel + g, 0)};
+    plan_ahead_x(j, t, g, &run);
     for (int32_t b = 0; b < blocks; b++) {
         run.rows = smaller(t->rows - b * most, most);
         run.x = (const char *)j->packed_x + (size_t)(t->row + b * most) * packed_row_bytes(linear);
@@ -294,12 +311,13 @@ static void run_group(const job *j, int64_t group, float *sums) {
 static void run_job(const job *j) {
     const eng_linear_kernel *kernel = j->linear->kernel;
     const int64_t groups = (j->linear->panels + j->group_panels - 1) / j->group_panels;
+    const int64_t parts = kernel->x_layout == ENG_TILES_BF16 ? j->rows_padded / ENG_TILE_ROWS : j->rows;
 #pragma omp parallel
     {
         float *sums = j->sums + omp_get_thread_num() * j->group_panels * panel_sums(j);
         if (kernel->thread_begin) kernel->thread_begin();
 #pragma omp for schedule(static)
-        for (int64_t r = 0; r < j->rows_padded; r++) pack_row(j, r);
+        for (int64_t part = 0; part < parts; part++) pack_part(j, part);
 #pragma omp for schedule(dynamic, 1) nowait
         for (int64_t group = 0; group < groups; group++) run_group(j, group, sums);
         if (kernel->thread_end) kernel->thread_end();

@@ -70,6 +70,8 @@ static void rows_32(const eng_run *run) {
     BEGIN(2, 3, run, sums1);
     for (; w < end; x += TILE_BYTES, x1 += TILE_BYTES, w += PANEL_STEP, ahead += run->ahead_step) {
         fetch(ahead, run->ahead_step);
+        fetch(x + run->ahead_x, run->ahead_x_size);
+        fetch(x1 + run->ahead_x, run->ahead_x_size);
         _tile_stream_loadd(4, x, 64);
         _tile_loadd(6, w, 4 * ENG_PANEL);
         _tile_stream_loadd(5, x1, 64);

@@ -5,16 +5,19 @@
 
 enum { MAX_ROWS = 12 };
 
+/* One step of one row, of which `left` numbers exist. */
+static inline void pack_step(int64_t left, const float *x, uint16_t *to) {
+    const uint32_t mask = left >= ENG_INPUT_STEP ? 0xFFFFFFFF : left > 0 ? ((uint32_t)1 << left) - 1 : 0;
+    const __m512 low = _mm512_maskz_loadu_ps((__mmask16)mask, x), high = _mm512_maskz_loadu_ps((__mmask16)(mask >> 16), x + 16);
+    _mm512_storeu_si512(to, (__m512i)_mm512_cvtne2ps_pbh(high, low));
+}
+
 /* The instruction takes numbers below the normal range for zero, as the products do that follow. */
-void eng_pack_bf16_avx512bf16(int64_t in, int64_t padded, const float *x, uint16_t *to, int64_t step) {
-    int64_t i = 0;
-    for (; i + ENG_INPUT_STEP <= in; i += ENG_INPUT_STEP, to += step)
-        _mm512_storeu_si512(to, (__m512i)_mm512_cvtne2ps_pbh(_mm512_loadu_ps(x + i + 16), _mm512_loadu_ps(x + i)));
-    for (; i < padded; i += ENG_INPUT_STEP, to += step) {
-        const int64_t left = in > i ? in - i : 0;
-        const uint32_t mask = ((uint32_t)1 << left) - 1; /* left < 32 */
-        __m512 low = _mm512_maskz_loadu_ps((__mmask16)mask, x + i), high = _mm512_maskz_loadu_ps((__mmask16)(mask >> 16), x + i + 16);
-        _mm512_storeu_si512(to, (__m512i)_mm512_cvtne2ps_pbh(high, low));
+void eng_pack_bf16_avx512bf16(int32_t rows, int32_t tile_rows, int64_t in, int64_t padded, const float *x,
+                              int64_t x_stride, uint16_t *to) {
+    for (int64_t i = 0; i < padded; i += ENG_INPUT_STEP, to += tile_rows * ENG_INPUT_STEP) {
+        for (int32_t r = 0; r < rows; r++) pack_step(in - i, x + r * x_stride + i, to + r * ENG_INPUT_STEP);
+        for (int32_t r = rows; r < tile_rows; r++) pack_step(0, x, to + r * ENG_INPUT_STEP);
     }
 }
 

@@ -38,12 +38,16 @@ typedef struct eng_run {
     float *sums;          /* [rows][ENG_PANEL]: begun where `first` is 0, else added to */
     const char *ahead;    /* what to fetch into the cache meanwhile, */
     int32_t ahead_step;   /* this many bytes with each ENG_INPUT_STEP numbers */
+    int64_t ahead_x;      /* the same for each tile of activations: where from it, */
+    int32_t ahead_x_size; /* and how many bytes */
 } eng_run;
 
 typedef void (*eng_run_fn)(const eng_run *run);
 
-/* Rounds `in` numbers of a row and zeros up to `padded`; each ENG_INPUT_STEP of them `step` numbers on. */
-typedef void (*eng_pack_fn)(int64_t in, int64_t padded, const float *x, uint16_t *to, int64_t step);
+/* Rounds rows of `in` numbers into [padded / ENG_INPUT_STEP][tile_rows][ENG_INPUT_STEP], with zeros for the
+ * numbers and rows that are missing. */
+typedef void (*eng_pack_fn)(int32_t rows, int32_t tile_rows, int64_t in, int64_t padded, const float *x,
+                            int64_t x_stride, uint16_t *to);
 
 typedef struct eng_linear_kernel {
     const char *name;
@@ -62,7 +66,8 @@ extern const eng_linear_kernel eng_linear_bf16_avx2, eng_linear_f32_avx2;
 extern const eng_linear_kernel eng_linear_bf16_avx512, eng_linear_f32_avx512;
 extern const eng_linear_kernel eng_linear_bf16_avx512bf16;
 extern const eng_linear_kernel eng_linear_bf16_amx;
-void eng_pack_bf16_avx512bf16(int64_t in, int64_t padded, const float *x, uint16_t *to, int64_t step);
+void eng_pack_bf16_avx512bf16(int32_t rows, int32_t tile_rows, int64_t in, int64_t padded, const float *x,
+                              int64_t x_stride, uint16_t *to);
 #endif
 
 /* The kernels this CPU can run, best first among those of one kind; NULL past the end. */
