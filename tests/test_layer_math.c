@@ -4,6 +4,7 @@
 #include <math.h>
 
 #include "layer_math.h"
+#include "row_loops.h"
 
 static uint32_t state = 1;
 
@@ -130,7 +131,33 @@ static void test_formats(void) {
     CHECK(eng_f32_of_f16(0xFC00) == -INFINITY && isnan(eng_f32_of_f16(0x7E00)) && eng_f32_of_f16(0x7BFF) == 65504);
 }
 
+/* What this processor runs has the bits of the plain loops, at lengths with and without a rest. */
+static void test_loops(void) {
+    enum { MOST = 131 };
+    const eng_row_loops *best = eng_row_loops_choose(), *plain = &eng_row_loops_plain;
+    float x[2 * MOST], weight[MOST], a[MOST], b[MOST];
+    uint16_t half_a[MOST], half_b[MOST];
+    for (int32_t n = 1; n <= MOST; n += n < 40 ? 1 : 13) {
+        for (int32_t i = 0; i < 2 * n; i++) x[i] = draw(20);
+        for (int32_t i = 0; i < n; i++) weight[i] = draw(1);
+        const size_t bytes = (size_t)n * sizeof *a;
+        best->norm(n, x, weight, 1e-5f, a), plain->norm(n, x, weight, 1e-5f, b);
+        CHECK(memcmp(a, b, bytes) == 0);
+        best->gate_silu(n, x, x + n, a), plain->gate_silu(n, x, x + n, b);
+        CHECK(memcmp(a, b, bytes) == 0);
+        best->gate_gelu(n, x, x + n, a), plain->gate_gelu(n, x, x + n, b);
+        CHECK(memcmp(a, b, bytes) == 0);
+        best->add(n, a, weight), plain->add(n, b, weight);
+        CHECK(memcmp(a, b, bytes) == 0);
+        best->round(n, x, half_a), plain->round(n, x, half_b);
+        CHECK(memcmp(half_a, half_b, bytes / 2) == 0 && half_a[n - 1] == eng_bf16_of_f32(x[n - 1]));
+        best->widen(n, 0.5f, half_a, a), plain->widen(n, 0.5f, half_a, b);
+        CHECK(memcmp(a, b, bytes) == 0 && a[0] == 0.5f * eng_f32_of_bf16(half_a[0]));
+    }
+}
+
 int main(void) {
+    test_loops();
     test_norm();
     test_gates();
     test_gather();
