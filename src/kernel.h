@@ -95,6 +95,10 @@ typedef struct relayi_attend_kernel {
                                   multiples of this */
     int32_t gflops;            /* rough rate of one thread, for the cost model; 0 = scalar */
     size_t scratch_bytes;      /* for RELAYI_MAX_ROWS rows of head dim 256 */
+    /* Another kernel for the same calls, in the same scratch, that is faster where K/V are not
+     * packed and a call has up to `few_rows` rows; its bits differ.  0: there is none. */
+    relayi_attend_fn *few;
+    int32_t few_rows;
 } relayi_attend_kernel;
 
 enum { RELAYI_DT_F32, RELAYI_DT_F16, RELAYI_DT_BF16, RELAYI_NUM_DT };

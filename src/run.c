@@ -114,7 +114,8 @@ static relayi_kv find_kv(const runner *run, const relay_kv_span *span, int32_t k
     return kv;
 }
 
-static void attend_head(const runner *run, const worker *w, const relayi_item *item, int32_t kv_head) {
+/* A kernel call for one kv head of an item, but for the tokens. */
+static relayi_attend_args begin_call(const runner *run, const worker *w, const relayi_item *item, int32_t kv_head) {
     const relay_plan *plan = run->plan;
     int32_t rows = item->row_end - item->row_begin, dim = plan->attention.head_dim;
     int64_t state = (int64_t)item->part * run->states +
@@ -128,25 +129,75 @@ static void attend_head(const runner *run, const worker *w, const relayi_item *i
         gather_slopes(run, item, kv_head, w->slope);
         call.slope = w->slope;
     }
-    memset(call.acc, 0, (size_t)rows * (size_t)dim * sizeof(float));
-    for (int32_t i = 0; i < rows; i++) call.max[i] = -INFINITY;
-    memset(call.sum, 0, (size_t)rows * sizeof(float));
+    return call;
+}
+
+static void clear_state(const relayi_attend_args *call) {
+    memset(call->acc, 0, (size_t)call->rows * (size_t)call->head_dim * sizeof(float));
+    for (int32_t i = 0; i < call->rows; i++) call->max[i] = -INFINITY;
+    memset(call->sum, 0, (size_t)call->rows * sizeof(float));
+}
+
+static void attend_head(const runner *run, const worker *w, const relayi_item *item, int32_t kv_head) {
+    relayi_attend_args call = begin_call(run, w, item, kv_head);
+    clear_state(&call);
     for (int32_t i = 0; i < item->num_pieces; i++) {
-        const relayi_piece *piece = &plan->pieces[item->first_piece + i];
+        const relayi_piece *piece = &run->plan->pieces[item->first_piece + i];
         call.all_visible = fill_ranges(run, item, piece, w->range);
         call.kv = find_kv(run, piece->span, kv_head);
         call.begin = piece->begin;
         call.end = piece->end;
-        plan->kernel.attend(&call);
+        run->plan->kernel.attend(&call);
     }
+}
+
+/* Tokens [begin, end) of a piece, whose ranges are filled, for all kv heads of the item. */
+static void attend_tokens(const runner *run, const worker *w, const relayi_item *item, const relayi_piece *piece,
+                          int32_t all_visible, int32_t begin, int32_t end) {
+    const relayi_attend_kernel *kernel = &run->plan->kernel;
+    for (int32_t kv = item->kv_begin; kv < item->kv_end; kv++) {
+        relayi_attend_args call = begin_call(run, w, item, kv);
+        call.all_visible = all_visible;
+        call.kv = find_kv(run, piece->span, kv);
+        call.begin = begin;
+        call.end = end;
+        (call.kv.packed ? kernel->attend : kernel->few)(&call);
+    }
+}
+
+/* Few rows: reading decides.  A token's kv heads are neighbours in pages, so they are read together,
+ * some tokens at a time. */
+static void attend_few_rows(const runner *run, const worker *w, const relayi_item *item) {
+    for (int32_t kv = item->kv_begin; kv < item->kv_end; kv++) {
+        relayi_attend_args call = begin_call(run, w, item, kv);
+        clear_state(&call);
+    }
+    for (int32_t i = 0; i < item->num_pieces; i++) {
+        const relayi_piece *piece = &run->plan->pieces[item->first_piece + i];
+        int32_t all = fill_ranges(run, item, piece, w->range);
+        int32_t step = piece->span->layout == RELAY_KV_PACKED ? piece->end - piece->begin : RELAYI_TILE;
+        for (int32_t begin = piece->begin; begin < piece->end; begin += step) {
+            int32_t end = piece->end - begin < step ? piece->end : begin + step;
+            attend_tokens(run, w, item, piece, all, begin, end);
+        }
+    }
+}
+
+static void attend_item(const runner *run, const worker *w, const relayi_item *item) {
+    const relay_plan *plan = run->plan;
+    /* Whether rows are few depends on their company, which a repeatable plan must not see. */
+    if (!plan->options.repeatable && item->row_end - item->row_begin <= plan->kernel.few_rows) {
+        attend_few_rows(run, w, item);
+        return;
+    }
+    for (int32_t kv = item->kv_begin; kv < item->kv_end; kv++) attend_head(run, w, item, kv);
 }
 
 static void drain(const runner *run, const worker *w, queue *from) {
     for (;;) {
         int32_t index = atomic_fetch_add_explicit(&from->next, 1, memory_order_relaxed);
         if (index >= from->end) return;
-        const relayi_item *item = &run->plan->items[index];
-        for (int32_t kv = item->kv_begin; kv < item->kv_end; kv++) attend_head(run, w, item, kv);
+        attend_item(run, w, &run->plan->items[index]);
     }
 }
 

@@ -328,10 +328,14 @@ static void attend(const relayi_attend_args *args, int32_t query_terms, int32_t 
 void relayi_attend_bf16_amx(const relayi_attend_args *args) { attend(args, 1, 1); }
 void relayi_attend_bf16_split_amx(const relayi_attend_args *args) { attend(args, 3, 2); }
 
+/* Up to here a tile's fixed work on pages costs more than AVX-512 does. */
+enum { FEW_ROWS = 8 };
+
 static relayi_attend_kernel entry(const char *name, relayi_attend_fn *fn, int32_t needs_16bit_query) {
     return (relayi_attend_kernel){.name = name, .attend = fn, .features = RELAYI_DOES_ALL,
                                   .needs_16bit_query = needs_16bit_query, .head_dim_multiple = 16,
-                                  .row_block = AMX_ROWS, .scratch_bytes = RELAYI_SCRATCH_AMX};
+                                  .row_block = AMX_ROWS, .scratch_bytes = RELAYI_SCRATCH_AMX,
+                                  .few = relayi_attend_bf16_avx512, .few_rows = FEW_ROWS};
 }
 
 void relayi_kernels_amx(relayi_kernels *table, uint32_t flags) {
