@@ -12,7 +12,7 @@
 
 /* Time of a token in one kv head by shape, in units of what reading it alone takes, and what a
  * unit costs besides: start, merging of warps, writing its states. */
-static const float token_cost[RELAYI_CUDA_NUM_SHAPES] = {1.0f, 1.2f, 2.0f};
+static const float token_cost[RELAYI_CUDA_NUM_SHAPES] = {1.0f, 1.6f, 3.0f};
 #define UNIT_COST 96.0f
 /* Fewest tokens of a chunk; and what sharing has to save, in tokens read again, to pay for a part. */
 #define MIN_CHUNK 128
@@ -143,10 +143,8 @@ static bool relay_pays(const builder *b, int32_t segment) {
     return (int64_t)(s->count - 1) * s->kv.length >= MIN_SAVING;
 }
 
-static void shape_rows(const builder *b, relayi_cuda_cut *cut) {
+static void shape_rows(const builder *b, relayi_cuda_cut *cut, int32_t most) {
     int32_t stacked = (cut->row_end - cut->row_begin) * b->plan->group;
-    bool wide = b->plan->attention.head_dim <= 128 && !b->plan->options.repeatable;
-    int32_t most = wide ? 128 : 64;
     cut->tiles = (stacked + most - 1) / most;
     cut->tile_rows = ((stacked + cut->tiles - 1) / cut->tiles + 15) / 16 * 16;
     cut->shape = cut->tile_rows > 64 ? RELAYI_CUDA_WIDE : RELAYI_CUDA_TALL;
@@ -158,12 +156,21 @@ static void shape_rows(const builder *b, relayi_cuda_cut *cut) {
 static relayi_cuda_cut *begin_cut(builder *b, int32_t row_begin, int32_t row_end) {
     relayi_cuda_cut *cut = &b->cuts[b->num_cuts];
     *cut = (relayi_cuda_cut){.row_begin = row_begin, .row_end = row_end, .first_piece = (int32_t)b->num_pieces};
-    shape_rows(b, cut);
+    bool wide = b->plan->attention.head_dim <= 128 && !b->plan->options.repeatable;
+    shape_rows(b, cut, wide ? 128 : 64);
     return cut;
 }
 
-static int32_t end_cut(builder *b, const relayi_cuda_cut *cut) {
-    return cut->num_pieces == 0 ? -1 : b->num_cuts++;
+/* Few tokens: narrower tiles read them twice but keep more of the device busy. */
+static bool leaves_idle(const builder *b, const relayi_cuda_cut *cut) {
+    int64_t units = (cut->tokens + MIN_CHUNK - 1) / MIN_CHUNK * cut->tiles * 2 * b->plan->attention.num_kv_heads;
+    return units <= b->cuda->work_slots;
+}
+
+static int32_t end_cut(builder *b, relayi_cuda_cut *cut) {
+    if (cut->num_pieces == 0) return -1;
+    if (cut->shape == RELAYI_CUDA_WIDE && leaves_idle(b, cut)) shape_rows(b, cut, 64);
+    return b->num_cuts++;
 }
 
 static double bytes_of(const builder *b, const relayi_cuda_piece *piece) {
@@ -254,20 +261,49 @@ static float fair_share(const builder *b) {
     return (float)(total * b->plan->attention.num_kv_heads / b->cuda->work_slots);
 }
 
-static void choose_chunk(relayi_cuda_cut *cut, float share, int64_t *budget, int64_t states) {
+/* Tokens of a chunk that keep a unit within a share, the chunks being equal. */
+static int64_t chunk_within(const relayi_cuda_cut *cut, float share, int64_t most_chunks) {
     float tokens = (share - UNIT_COST) / token_cost[cut->shape];
     int64_t chunk = tokens > MIN_CHUNK ? (int64_t)tokens : MIN_CHUNK;
     int64_t chunks = (cut->tokens + chunk - 1) / chunk;
-    if ((chunks - 1) * states > *budget) chunks = 1 + *budget / states;
+    if (chunks > most_chunks) chunks = most_chunks;
     chunk = (cut->tokens + chunks - 1) / chunks;
-    chunk = (chunk + RELAYI_CUDA_CUT - 1) / RELAYI_CUDA_CUT * RELAYI_CUDA_CUT;
+    return (chunk + RELAYI_CUDA_CUT - 1) / RELAYI_CUDA_CUT * RELAYI_CUDA_CUT;
+}
+
+static void choose_chunk(relayi_cuda_cut *cut, float share, int64_t *budget, int64_t states) {
+    int64_t chunk = chunk_within(cut, share, 1 + *budget / states);
     cut->chunk_tokens = (int32_t)chunk;
     cut->chunks = (int32_t)((cut->tokens + chunk - 1) / chunk);
     *budget -= (cut->chunks - 1) * states;
 }
 
+/* How long the device would take for one kind of unit, in whole rounds. */
+static float rounds_of(const builder *b, const relayi_cuda_cut *cut, float share) {
+    int64_t chunk = chunk_within(cut, share, INT32_MAX), slots = b->cuda->work_slots;
+    int64_t units = (cut->tokens + chunk - 1) / chunk * cut->tiles * b->num_cuts * b->plan->attention.num_kv_heads;
+    return (float)((units + slots - 1) / slots) * unit_cost(cut, cut->tokens < chunk ? cut->tokens : chunk);
+}
+
+/* Units of several sizes fill each other's gaps.  Where all are alike, a share that leaves the last
+ * round half empty is worse than a larger or a smaller one. */
+static float best_share(const builder *b, float fair) {
+    static const float factors[] = {0.55f, 0.7f, 0.85f, 1.15f, 1.35f, 1.6f, 2.0f};
+    for (int32_t i = 1; i < b->num_cuts; i++)
+        if (b->cuts[i].tokens != b->cuts[0].tokens || b->cuts[i].shape != b->cuts[0].shape) return fair;
+    if (b->num_cuts == 0) return fair;
+    float best = fair, least = rounds_of(b, &b->cuts[0], fair);
+    for (size_t i = 0; i < sizeof factors / sizeof *factors; i++) {
+        float took = rounds_of(b, &b->cuts[0], fair * factors[i]);
+        if (took >= 0.98f * least) continue;
+        least = took;
+        best = fair * factors[i];
+    }
+    return best;
+}
+
 static void choose_chunks(builder *b) {
-    float share = fair_share(b);
+    float share = b->plan->options.repeatable ? 0.0f : best_share(b, fair_share(b));
     int64_t budget = (int64_t)b->cuda->work_slots * EXTRA_STATES_PER_SLOT;
     for (int32_t i = 0; i < b->num_cuts; i++) {
         relayi_cuda_cut *cut = &b->cuts[i];
@@ -326,7 +362,7 @@ relayi_cuda_sizes relayi_cuda_bounds(const relay_plan *plan) {
     int64_t states = o->max_rows * paths * plan->attention.num_heads, slots = plan->cuda->work_slots;
     int64_t chunks = paths + o->max_tokens / RELAYI_CUDA_REPEATABLE_CUT;
     relayi_cuda_sizes sizes = {.rows = o->max_rows, .runs = cuts, .ids = o->max_blocks};
-    sizes.units = o->repeatable ? tiles * chunks : 2 * tiles + 3 * slots + 16;
+    sizes.units = o->repeatable ? tiles * chunks : 2 * tiles + 6 * slots + 16;
     sizes.states = o->repeatable ? states * chunks : states + slots * EXTRA_STATES_PER_SLOT;
     sizes.pieces = sizes.units + tiles * paths;
     return sizes;

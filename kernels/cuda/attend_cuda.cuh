@@ -165,30 +165,21 @@ template <typename T, int BYTES, int COUNT> DEVICE void clear_not_finite(char *v
     }
 }
 
-template <int MT, int NT> DEVICE void copy_scores(const float (&from)[MT][NT][4], float (&to)[MT][NT][4]) {
-#pragma unroll
-    for (int m = 0; m < MT; m++)
-#pragma unroll
-        for (int n = 0; n < NT; n++)
-#pragma unroll
-            for (int e = 0; e < 4; e++) to[m][n][e] = from[m][n][e];
-}
-
-/* Scores as they come from the product become natural logarithms of weights.  In local memory and out
- * of line: inside the tile it would cost those registers that have neither cap nor slopes. */
+/* Scores as they come from the product become natural logarithms of weights. */
 template <int MT, int NT>
-__device__ __noinline__ void shape_scores(const relayi_cuda_params &p, tile_place at, row_lookup rows,
+DEVICE void shape_scores(const relayi_cuda_params &p, const tile_place &at, const row_lookup &rows,
                          float (&s)[MT][NT][4]) {
     int lane = threadIdx.x % 32;
     float inverse = p.soft_cap > 0.0f ? p.scale / p.soft_cap : p.scale;
-#pragma unroll 1
+#pragma unroll
     for (int m = 0; m < MT; m++)
-#pragma unroll 1
+#pragma unroll
         for (int r = 0; r < 2; r++) {
             float slope = rows.slope(p, m, r);
             int distance = at.token + (lane % 4) * 2 + at.start - rows.position(p, m, r);
-#pragma unroll 1
+#pragma unroll
             for (int n = 0; n < NT; n++)
+#pragma unroll
                 for (int e = 0; e < 2; e++) {
                     float x = s[m][n][r * 2 + e] * inverse;
                     if (p.soft_cap > 0.0f) x = p.soft_cap * tanh_fast(x);
@@ -212,6 +203,10 @@ DEVICE void hide(const relayi_cuda_params &p, const tile_place &at, const row_lo
                     if (!sees(see, at.token + n * 8 + (lane % 4) * 2 + e)) s[m][n][r * 2 + e] = -CUDART_INF_F;
         }
 }
+
+/* Powers of two that a unit of a score stands for.  SHAPED: a soft cap or ALiBi slopes have made it a
+ * natural logarithm; they have kernels of their own, since they cost registers. */
+template <bool SHAPED> DEVICE float unit_of(const relayi_cuda_params &p) { return SHAPED ? LOG2E : p.scale * LOG2E; }
 
 /* Powers of two that a row's maximum may lag behind the true one: weights stay below 2^8. */
 #define MAX_LAG 8.0f
@@ -281,7 +276,7 @@ template <int D, int MT> struct query_fragments<D, MT, false> {
     }
 };
 
-template <typename T, int D, int MT, int TOKENS, typename Q>
+template <typename T, int D, int MT, int TOKENS, bool SHAPED, typename Q>
 DEVICE void attend_tile(const relayi_cuda_params &p, const tile_place &at, const row_lookup &rows, const Q &query,
                         uint32_t keys, uint32_t values, row_state<D, MT> &state) {
     constexpr int NT = TOKENS / 8;
@@ -303,16 +298,9 @@ DEVICE void attend_tile(const relayi_cuda_params &p, const tile_place &at, const
             }
         }
     }
-    float unit = p.scale * LOG2E;
-    if (p.soft_cap > 0.0f || p.slopes) {
-        float shaped[MT][NT][4];
-        copy_scores<MT, NT>(s, shaped);
-        shape_scores<MT, NT>(p, at, rows, shaped);
-        copy_scores<MT, NT>(shaped, s);
-        unit = LOG2E;
-    }
+    if constexpr (SHAPED) shape_scores<MT, NT>(p, at, rows, s);
     if (!at.full) hide<MT, NT>(p, at, rows, s);
-    soften<D, MT, NT>(s, unit, state);
+    soften<D, MT, NT>(s, unit_of<SHAPED>(p), state);
 #pragma unroll
     for (int k = 0; k < TOKENS / 16; k++) {
         uint32_t a[MT][4], b[4];
@@ -344,11 +332,6 @@ template <int D, int MT> DEVICE void complete_sums(row_state<D, MT> &state) {
         }
 }
 
-/* Powers of two a unit of state.max stands for. */
-DEVICE float unit_of(const relayi_cuda_params &p) {
-    return p.soft_cap > 0.0f || p.slopes ? LOG2E : p.scale * LOG2E;
-}
-
 /* The lse of a state whose maximum is `top`: -INFINITY if nothing was seen, NaN if a NaN was. */
 DEVICE float lse_of(float top, float unit, float sum) {
     float shift = top == -CUDART_INF_F ? 0.0f : top * unit;
@@ -357,26 +340,33 @@ DEVICE float lse_of(float top, float unit, float sum) {
 
 /* ---- queries ------------------------------------------------------------- */
 
+/* Eight elements that are not aligned as a word of 16 bytes. */
+DEVICE uint4 load_loose(const uint16_t *from) {
+    uint4 word;
+    word.x = from[0] | static_cast<uint32_t>(from[1]) << 16;
+    word.y = from[2] | static_cast<uint32_t>(from[3]) << 16;
+    word.z = from[4] | static_cast<uint32_t>(from[5]) << 16;
+    word.w = from[6] | static_cast<uint32_t>(from[7]) << 16;
+    return word;
+}
+
+/* Starts the copies of a unit's queries into a tile of ROWS rows.  A thread keeps to one row, so that
+ * it waits for the row's place once. */
 template <typename T, int D, int ROWS>
 DEVICE void load_queries(const relayi_cuda_params &p, const relayi_cuda_unit &unit, int kv_head, char *tile) {
-    constexpr int chunks = D / 8;
-    for (int i = threadIdx.x; i < ROWS * chunks; i += THREADS) {
-        int row = i / chunks, chunk = i % chunks;
-        uint4 word = make_uint4(0, 0, 0, 0);
-        if (row < unit.rows && chunk * 8 < p.head_dim) {
-            const uint16_t *from = static_cast<const uint16_t *>(p.query) +
-                                   query_offset(p, unit.row_begin + row, kv_head) + chunk * 8;
-            if (p.query_aligned) {
-                word = __ldg(reinterpret_cast<const uint4 *>(from));
-            } else {
-                word.x = from[0] | static_cast<uint32_t>(from[1]) << 16;
-                word.y = from[2] | static_cast<uint32_t>(from[3]) << 16;
-                word.z = from[4] | static_cast<uint32_t>(from[5]) << 16;
-                word.w = from[6] | static_cast<uint32_t>(from[7]) << 16;
-            }
-        }
-        *reinterpret_cast<uint4 *>(tile + place<D>(row, chunk)) = word;
+    constexpr int threads = THREADS / ROWS; /* of a row */
+    int row = threadIdx.x / threads;
+    bool real = row < unit.rows;
+    const uint16_t *from = static_cast<const uint16_t *>(p.query);
+    if (real) from += query_offset(p, unit.row_begin + row, kv_head);
+#pragma unroll
+    for (int chunk = threadIdx.x % threads; chunk < D / 8; chunk += threads) {
+        bool valid = real && chunk * 8 < p.head_dim;
+        char *to = tile + place<D>(row, chunk);
+        if (p.query_aligned) copy16(shared_address(to), valid ? from + chunk * 8 : p.query, valid);
+        else *reinterpret_cast<uint4 *>(to) = valid ? load_loose(from + chunk * 8) : make_uint4(0, 0, 0, 0);
     }
+    copies_commit();
 }
 
 template <int D, int MT, bool HELD>
@@ -393,13 +383,13 @@ DEVICE void ready_queries(uint32_t tile, int first, query_fragments<D, MT, HELD>
 /* ---- FLAT ----------------------------------------------------------------- */
 
 /* Four warps' states of the same 16 rows become one, in the workspace. */
-template <int D>
+template <int D, bool SHAPED>
 DEVICE void merge_warps(const relayi_cuda_params &p, const relayi_cuda_unit &unit, int kv_head, char *shared,
                         row_state<D, 1> &state) {
     float *acc = reinterpret_cast<float *>(shared);           /* [warp][16][D] */
     float *stats = acc + WARPS * 16 * D;                      /* [warp][16][max in powers of two, sum] */
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    float power = unit_of(p);
+    float power = unit_of<SHAPED>(p);
     __syncthreads(); /* every ring is done with */
 #pragma unroll
     for (int r = 0; r < 2; r++) {
@@ -432,7 +422,7 @@ DEVICE void merge_warps(const relayi_cuda_params &p, const relayi_cuda_unit &uni
     }
 }
 
-template <typename T, int D>
+template <typename T, int D, bool SHAPED>
 DEVICE void attend_flat(const relayi_cuda_params &p, const relayi_cuda_unit &unit, int kv_head, char *shared) {
     constexpr int stages = sizes<D>::flat_stages, bytes = sizes<D>::page_bytes;
     const char *list = static_cast<const char *>(p.list);
@@ -450,6 +440,7 @@ DEVICE void attend_flat(const relayi_cuda_params &p, const relayi_cuda_unit &uni
     /* the last slot of warp 0's ring is free until the first tile is there */
     char *query_tile = shared + (stages - 1) * 2 * bytes;
     load_queries<T, D, 16>(p, unit, kv_head, query_tile);
+    copies_wait<0>();
     __syncthreads();
     ready_queries<D, 1, true>(shared_address(query_tile), 0, query);
     __syncthreads();
@@ -481,21 +472,21 @@ DEVICE void attend_flat(const relayi_cuda_params &p, const relayi_cuda_unit &uni
             clear_not_finite<T, bytes, 32>(values, lane);
             __syncwarp();
         }
-        attend_tile<T, D, 1, PAGE>(p, coming[0], rows, query, shared_address(values) - bytes, shared_address(values), state);
+        attend_tile<T, D, 1, PAGE, SHAPED>(p, coming[0], rows, query, shared_address(values) - bytes, shared_address(values), state);
         ready--;
     }
     copies_wait<0>();
     complete_sums<D, 1>(state);
-    merge_warps<D>(p, unit, kv_head, shared, state);
+    merge_warps<D, SHAPED>(p, unit, kv_head, shared, state);
 }
 
 /* ---- TALL, WIDE ----------------------------------------------------------- */
 
-template <int D, int MT>
+template <int D, int MT, bool SHAPED>
 DEVICE void store_states(const relayi_cuda_params &p, const relayi_cuda_unit &unit, int kv_head, int first,
                          const row_state<D, MT> &state) {
     int lane = threadIdx.x % 32;
-    float power = unit_of(p);
+    float power = unit_of<SHAPED>(p);
 #pragma unroll
     for (int m = 0; m < MT; m++)
 #pragma unroll
@@ -515,7 +506,7 @@ DEVICE void store_states(const relayi_cuda_params &p, const relayi_cuda_unit &un
         }
 }
 
-template <typename T, int D, int MT>
+template <typename T, int D, int MT, bool SHAPED>
 DEVICE void attend_tall(const relayi_cuda_params &p, const relayi_cuda_unit &unit, int kv_head, char *shared) {
     constexpr int tile = sizes<D>::tile, bytes = sizes<D>::tile_bytes;
     constexpr bool held = MT * D <= 128;
@@ -550,6 +541,7 @@ DEVICE void attend_tall(const relayi_cuda_params &p, const relayi_cuda_unit &uni
         slot ^= 1;
         if (!loaded) {
             load_queries<T, D, MT * 64>(p, unit, kv_head, shared);
+            copies_wait<0>();
             __syncthreads();
             ready_queries<D, MT, held>(shared_address(shared), first, query);
             loaded = true;
@@ -567,16 +559,16 @@ DEVICE void attend_tall(const relayi_cuda_params &p, const relayi_cuda_unit &uni
 #pragma unroll 1
         for (int done = 0; done < tile; done += step, at.token += step) {
             uint32_t keys = shared_address(values) - bytes + done * D * 2;
-            attend_tile<T, D, MT, step>(p, at, rows, query, keys, keys + bytes, state);
+            attend_tile<T, D, MT, step, SHAPED>(p, at, rows, query, keys, keys + bytes, state);
         }
     } while (more);
     complete_sums<D, MT>(state);
-    store_states<D, MT>(p, unit, kv_head, first, state);
+    store_states<D, MT, SHAPED>(p, unit, kv_head, first, state);
 }
 
 /* ---- the kernel ----------------------------------------------------------- */
 
-template <typename T, int D>
+template <typename T, int D, bool SHAPED>
 __global__ void __launch_bounds__(THREADS, sizes<D>::blocks) attend(const __grid_constant__ relayi_cuda_params p) {
     extern __shared__ __align__(128) char shared[];
     __shared__ relayi_cuda_unit unit; /* not in registers: the tiles need them all */
@@ -594,9 +586,9 @@ __global__ void __launch_bounds__(THREADS, sizes<D>::blocks) attend(const __grid
         if (threadIdx.x < words) reinterpret_cast<uint32_t *>(&unit)[threadIdx.x] = word;
         if (threadIdx.x == 0) next = gridDim.x + atomicAdd(&header->next, 1u);
         __syncthreads();
-        if (unit.shape == RELAYI_CUDA_FLAT) attend_flat<T, D>(p, unit, kv_head, shared);
-        else if (unit.shape == RELAYI_CUDA_TALL) attend_tall<T, D, 1>(p, unit, kv_head, shared);
-        else if constexpr (sizes<D>::wide) attend_tall<T, D, 2>(p, unit, kv_head, shared);
+        if (unit.shape == RELAYI_CUDA_FLAT) attend_flat<T, D, SHAPED>(p, unit, kv_head, shared);
+        else if (unit.shape == RELAYI_CUDA_TALL) attend_tall<T, D, 1, SHAPED>(p, unit, kv_head, shared);
+        else if constexpr (sizes<D>::wide) attend_tall<T, D, 2, SHAPED>(p, unit, kv_head, shared);
         work = next;
         at = work / p.kv_heads;
         if (work < total && threadIdx.x < words) word = units[at * words + threadIdx.x];
