@@ -75,7 +75,7 @@ static void penalise_repetition(eng_sampler *sampler, float penalty, const eng_d
 
 /* The first of the largest; -1 where there are none but NaN.  In lanes, so that compilers vectorise it:
  * a large vocabulary is looked through for every token of an answer. */
-static int32_t largest(const float *logits, int32_t count) {
+int32_t eng_sampler_largest(const float *logits, int32_t count) {
     enum { LANES = 16 };
     float lanes[LANES], best = -INFINITY;
     int32_t whole = count / LANES * LANES;
@@ -192,7 +192,8 @@ static int32_t all_candidates(eng_sampler *sampler, const float *logits) {
 
 int32_t eng_sampler_pick(eng_sampler *sampler, const eng_sampling *s, const eng_draw *draw, float *logits) {
     penalise_repetition(sampler, s->repetition_penalty, draw, logits);
-    int32_t best = largest(logits, sampler->vocab_size);
+    const bool known = draw->largest != NULL && s->repetition_penalty == 1;
+    int32_t best = known ? *draw->largest : eng_sampler_largest(logits, sampler->vocab_size);
     if (best < 0 || s->temperature == 0 || isinf(logits[best])) return best;
     for (int32_t i = 0; i < sampler->vocab_size; i++) logits[i] /= s->temperature;
     bool unfiltered = s->top_k == 0 && s->top_p >= 1 && s->min_p <= 0;

@@ -36,7 +36,11 @@ typedef struct eng_draw {
     uint64_t index;         /* tokens of the answer before this one */
     const int32_t *context; /* prompt and answer so far, for the repetition penalty */
     int32_t context_size;
+    const int32_t *largest; /* NULL, or what eng_sampler_largest says of these logits */
 } eng_draw;
+
+/* The first of the largest logits; -1 where none is a number.  Several threads may ask, each about its own. */
+int32_t eng_sampler_largest(const float *logits, int32_t count);
 
 /* `logits` [vocab_size] is overwritten.  Returns the token, or -1 where no logit is a number. */
 int32_t eng_sampler_pick(eng_sampler *sampler, const eng_sampling *sampling, const eng_draw *draw, float *logits);

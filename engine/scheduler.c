@@ -22,6 +22,7 @@ struct eng_scheduler {
     eng_step_rows step;
     float *logits;               /* [logit_room / vocab][vocab] */
     size_t logit_room;
+    int32_t *largest;            /* [max_batch + 1] of each row of logits */
     eng_scheduler_stats stats;
 };
 
@@ -39,6 +40,8 @@ bool eng_scheduler_create(const eng_scheduler_options *options, eng_scheduler **
     s->vocab = config->vocab;
     s->running = calloc((size_t)options->max_batch, sizeof *s->running);
     bool ok = s->running != NULL || eng_fail(err, "out of memory for a batch of %d", (int)options->max_batch);
+    s->largest = calloc((size_t)options->max_batch + 1, sizeof *s->largest);
+    ok = ok && (s->largest != NULL || eng_fail(err, "out of memory for a batch of %d", (int)options->max_batch));
     ok = ok && eng_sampler_create(config->vocab, &s->sampler, err);
     ok = ok && eng_step_rows_create(&s->step, s->options.step_rows, options->max_batch + 1, err);
     if (!ok) {
@@ -65,6 +68,7 @@ void eng_scheduler_destroy(eng_scheduler *s) {
     eng_step_rows_free(&s->step);
     free(s->running);
     free(s->logits);
+    free(s->largest);
     free(s);
 }
 
@@ -267,9 +271,17 @@ static bool forward(eng_scheduler *s, eng_error *err) {
            eng_model_forward(s->options.model, &step, eng_attention_run, s->options.attention, err);
 }
 
-static void add_token(eng_scheduler *s, eng_request *r, float *logits) {
+/* Looking through a large vocabulary takes as long as reading it: all threads do. */
+static void find_largest(eng_scheduler *s) {
+    const int32_t count = s->step.num_logits, vocab = s->vocab;
+#pragma omp parallel for schedule(static) if ((int64_t)count * vocab > (1 << 16))
+    for (int32_t i = 0; i < count; i++)
+        s->largest[i] = eng_sampler_largest(s->logits + (size_t)i * (size_t)vocab, vocab);
+}
+
+static void add_token(eng_scheduler *s, eng_request *r, float *logits, const int32_t *largest) {
     const eng_draw draw = {.stream = r->stream, .index = (uint64_t)eng_request_answer_tokens(r),
-                           .context = r->tokens.ids, .context_size = (int32_t)r->tokens.count};
+                           .context = r->tokens.ids, .context_size = (int32_t)r->tokens.count, .largest = largest};
     int32_t token = eng_sampler_pick(s->sampler, &r->sampling, &draw, logits);
     eng_finish how = ENG_FINISH_ERROR;
     if (token < 0) eng_fail(&r->error, "the model computed no numbers (NaN) for the next token");
@@ -298,8 +310,9 @@ static bool use_results(eng_scheduler *s, double seconds, eng_error *err) {
             s->stats.prefill_seconds += n * row_seconds;
         }
     }
+    find_largest(s);
     for (int32_t i = 0; i < rows->num_logits; i++)
-        add_token(s, rows->logit_requests[i], s->logits + (size_t)i * (size_t)s->vocab);
+        add_token(s, rows->logit_requests[i], s->logits + (size_t)i * (size_t)s->vocab, &s->largest[i]);
     return true;
 }
 

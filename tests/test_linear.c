@@ -146,6 +146,35 @@ static void check_row_invariance(const eng_linear_kernel *kernel, int32_t out, i
     free_problem(&p);
 }
 
+/* Several runs of the input, chunks of rows and panels a group: still the bits of each row alone. */
+static void check_cuts(const eng_linear_kernel *kernel) {
+    enum { ROWS = 290, OUT = 300, IN = 1500 };
+    eng_error err = {""};
+    eng_linear linear;
+    eng_linear_scratch scratch = {0};
+    problem p;
+    make_problem(&p, OUT, IN, ENG_DTYPE_BF16);
+    const eng_linear_part part = {p.file, p.dtype, OUT};
+    float *x = malloc(sizeof *x * ROWS * IN), *y = malloc(sizeof *y * ROWS * OUT), alone[OUT];
+    for (size_t i = 0; i < (size_t)ROWS * IN; i++) x[i] = draw();
+    CHECK(eng_linear_pack(&part, 1, IN, compute_of(kernel), kernel, &linear, &err));
+    for (int threads = 1; threads <= 2; threads++) {
+        int different = 0;
+        omp_set_num_threads(threads);
+        CHECK(eng_linear_apply(&linear, &scratch, ROWS, x, IN, y, OUT, &err));
+        for (int32_t r = 0; r < ROWS; r += 17) {
+            CHECK(eng_linear_apply(&linear, &scratch, 1, x + (int64_t)r * IN, IN, alone, OUT, &err));
+            different += memcmp(alone, y + (int64_t)r * OUT, sizeof alone) != 0;
+        }
+        CHECK_MSG(different == 0, "%s, %d threads: %d rows of %d differ", kernel->name, threads, different, ROWS);
+    }
+    free(x);
+    free(y);
+    eng_linear_free(&linear);
+    eng_linear_scratch_free(&scratch);
+    free_problem(&p);
+}
+
 static void check_kernel(const eng_linear_kernel *kernel) {
     static const int32_t shapes[][2] = {{1, 1}, {31, 33}, {32, 32}, {33, 64}, {65, 100}, {96, 31}, {130, 257}};
     const int before = test_failed;
@@ -157,6 +186,8 @@ static void check_kernel(const eng_linear_kernel *kernel) {
     }
     if (kernel->weights_bf16) check_row_invariance(kernel, 96, 320);
     check_row_invariance(kernel, 40, 100);
+    check_cuts(kernel);
+    check_errors(kernel, compute_of(kernel), 33, 1300, kernel->weights_bf16 ? ENG_DTYPE_BF16 : ENG_DTYPE_F32);
     printf("%s: %s\n", kernel->name, test_failed == before ? "ok" : "FAILED");
 }
 
