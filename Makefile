@@ -19,6 +19,7 @@ demo: all ## answer 64 requests over one handbook of 4,000 tokens, with the rela
 	@scripts/demo $(BUILD)/relay
 
 test: all ## run everything (20 to 30 minutes on two cores)
+	@scripts/install-deps --test
 	@scripts/test $(BUILD)
 
 install: all ## install headers, libraries, pkg-config file, CMake package and `relay` (PREFIX=/usr/local)
