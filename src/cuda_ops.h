@@ -115,7 +115,7 @@ typedef struct relayi_cuda_attend {
     size_t list_bytes;               /* 0: the workspace holds the list already */
     int32_t max_rows;                /* rows that the merge is launched for */
     int32_t max_work;                /* units * kv heads, at most */
-    int32_t split_merge;             /* 1: four warps merge a (row, head) */
+    int32_t split_merge;             /* 1: eight warps merge a (row, head) */
     relayi_cuda_params params;
 } relayi_cuda_attend;
 

@@ -14,9 +14,10 @@
  * unit costs besides: start, merging of warps, writing its states. */
 static const float token_cost[RELAYI_CUDA_NUM_SHAPES] = {1.0f, 1.6f, 3.0f};
 #define UNIT_COST 96.0f
-/* Fewest tokens of a chunk; and what sharing has to save, in tokens read again, to pay for a part. */
+/* Fewest tokens of a chunk; and what sharing has to save, in tokens of one kv head read
+ * again, to pay for a part. */
 #define MIN_CHUNK 128
-#define MIN_SAVING 256
+#define MIN_SAVING 8000
 #define EXTRA_STATES_PER_SLOT 256 /* states that cutting may add */
 
 typedef struct builder {
@@ -140,7 +141,7 @@ static bool relay_pays(const builder *b, int32_t segment) {
     default: break;
     }
     if (b->plan->options.repeatable) return true;
-    return (int64_t)(s->count - 1) * s->kv.length >= MIN_SAVING;
+    return (int64_t)(s->count - 1) * s->kv.length * b->plan->attention.num_kv_heads >= MIN_SAVING;
 }
 
 static void shape_rows(const builder *b, relayi_cuda_cut *cut, int32_t most) {

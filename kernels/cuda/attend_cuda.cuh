@@ -265,7 +265,7 @@ template <int D, int MT> struct query_fragments<D, MT, true> {
 
 template <int D, int MT> struct query_fragments<D, MT, false> {
     uint32_t lane_at; /* this lane's row and chunk of the warp's first 16 rows */
-    DEVICE query_fragments() = default;
+    query_fragments() = default;
     DEVICE query_fragments(uint32_t tile, int first) {
         int lane = threadIdx.x % 32;
         lane_at = tile + place<D>(first + lane % 16, lane / 16);

@@ -38,7 +38,7 @@ template <typename T> DEVICE void store_two(T *to, bool aligned, float low, floa
     }
 }
 
-enum { MERGE_MAX_PAIRS = 4 }; /* pairs of dims that a lane has, at head dim 256 */
+enum { SPLIT_WARPS = 8, MERGE_MAX_PAIRS = 4 }; /* pairs of dims that a lane has, at head dim 256 */
 
 /* What a warp has added up: two dims of each 64 a lane. */
 struct partial {
@@ -53,7 +53,7 @@ DEVICE void add_parts(const relayi_cuda_params &p, const relayi_cuda_run *runs, 
     for (int i = 0; i < count; i++) {
         states_of at = find_states(p, runs[i], row, head);
         int chunks = runs[i].chunks, c = first;
-#pragma unroll 4
+#pragma unroll 8
         for (; c < chunks; c += step) {
             int64_t state = at.first + c * at.step;
             float weight = exp2f((p.lse[state] - top) * LOG2E);
@@ -71,13 +71,13 @@ DEVICE void add_parts(const relayi_cuda_params &p, const relayi_cuda_run *runs, 
     }
 }
 
-/* Four warps' partials become the first warp's. */
+/* All warps' partials become the first warp's. */
 DEVICE void add_warps(partial &total) {
-    __shared__ partial shared[WARPS - 1][32];
+    __shared__ partial shared[SPLIT_WARPS - 1][32];
     int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     if (warp > 0) shared[warp - 1][lane] = total;
     __syncthreads();
-    for (int w = 0; warp == 0 && w < WARPS - 1; w++) {
+    for (int w = 0; warp == 0 && w < SPLIT_WARPS - 1; w++) {
         total.sum += shared[w][lane].sum;
 #pragma unroll
         for (int k = 0; k < MERGE_MAX_PAIRS; k++) {
@@ -102,9 +102,9 @@ DEVICE void store_row(const relayi_cuda_params &p, const relayi_cuda_row &of, in
         p.output_lse[of.source * p.lse_row + head * p.lse_head] = total == 0.0f ? -CUDART_INF_F : top + logf(total);
 }
 
-/* One (row, head) by a warp, or by a block's four where rows are few and parts many. */
+/* One (row, head) by a warp, or by a block's eight where rows are few and parts many. */
 template <typename T, bool SPLIT>
-__global__ void __launch_bounds__(THREADS) merge(const __grid_constant__ relayi_cuda_params p) {
+__global__ void __launch_bounds__(SPLIT_WARPS * 32) merge(const __grid_constant__ relayi_cuda_params p) {
     relayi_cuda_header *header = static_cast<relayi_cuda_header *>(p.list);
     const char *list = static_cast<const char *>(p.list);
     int warp = threadIdx.x / 32;
@@ -120,7 +120,7 @@ __global__ void __launch_bounds__(THREADS) merge(const __grid_constant__ relayi_
     if (!real) return;
     float top = largest_lse(p, runs, of.num_runs, row, head);
     partial added = {};
-    add_parts(p, runs, of.num_runs, row, head, top, SPLIT ? warp : 0, SPLIT ? WARPS : 1, added);
+    add_parts(p, runs, of.num_runs, row, head, top, SPLIT ? warp : 0, SPLIT ? SPLIT_WARPS : 1, added);
     if (SPLIT) add_warps(added);
     if (!SPLIT || warp == 0) store_row<T>(p, of, head, top, added);
 }
@@ -134,7 +134,7 @@ cudaError_t relayi_cuda_merge(const relayi_cuda_attend *call, int major, cudaStr
     early.val.programmaticStreamSerializationAllowed = 1;
     cudaLaunchConfig_t config = {};
     config.gridDim = static_cast<unsigned>(call->split_merge ? pairs : (pairs + WARPS - 1) / WARPS);
-    config.blockDim = THREADS;
+    config.blockDim = call->split_merge ? SPLIT_WARPS * 32 : THREADS;
     config.stream = stream;
     config.attrs = &early;
     config.numAttrs = major >= 9 ? 1 : 0;
