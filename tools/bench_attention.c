@@ -51,17 +51,24 @@ static bool warm_up(attention_case *c) {
     return true;
 }
 
+/* Passes that a method gets: at least three, and five where they do not take too long. */
+static bool has_enough(const bench_times *times, double spent, double least) {
+    return (times->count >= 5 && spent >= least) || (times->count >= 3 && spent > 4.0 * least);
+}
+
 /* The methods take turns, so that a drift of the machine meets all of them. */
 static bool time_methods(attention_case *c, double least, double *seconds) {
     bench_times times[NUM_METHODS] = {{0}};
-    double spent[NUM_METHODS] = {0}, start = bench_now();
-    bool ok = true;
-    while (ok && (times[METHOD_RELAY].count < 5 || bench_now() - start < least * NUM_METHODS)) {
+    double spent[NUM_METHODS] = {0};
+    bool ok = true, more = true;
+    while (ok && more) {
+        more = false;
         for (int m = 0; ok && m < NUM_METHODS; m++) {
             double one = 0.0;
-            if (c->plan[m] == NULL || (spent[m] > 4.0 * least && times[m].count >= 3)) continue;
+            if (c->plan[m] == NULL || has_enough(&times[m], spent[m], least)) continue;
             ok = time_pass(c, (attention_method)m, &one) && bench_times_add(&times[m], one);
             spent[m] += one * c->layers[m];
+            more = true;
         }
     }
     for (int m = 0; m < NUM_METHODS; m++) {
