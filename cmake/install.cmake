@@ -7,6 +7,8 @@ install(TARGETS relayattn_static relayattn_shared EXPORT relayattn-targets
   LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR})
 install(FILES ${PROJECT_SOURCE_DIR}/LICENSE DESTINATION ${CMAKE_INSTALL_DOCDIR})
 
+# The pkg-config file finds its prefix from where it lies, so that an installed tree may be moved.
+file(RELATIVE_PATH RELAY_PC_TO_PREFIX /prefix/${CMAKE_INSTALL_LIBDIR}/pkgconfig /prefix)
 configure_file(${PROJECT_SOURCE_DIR}/cmake/relayattn.pc.in ${PROJECT_BINARY_DIR}/relayattn.pc @ONLY)
 install(FILES ${PROJECT_BINARY_DIR}/relayattn.pc DESTINATION ${CMAKE_INSTALL_LIBDIR}/pkgconfig)
 
