@@ -62,7 +62,7 @@ static const char *level_name(uint32_t flags) {
 
 static void open_cpu(relay_device *device, const relay_device_options *options, int level) {
     device->kind = RELAY_DEVICE_CPU;
-    device->threads = options->threads ? options->threads : omp_get_num_procs();
+    device->threads = options->threads ? options->threads : omp_get_max_threads();
     device->flags = relayi_cpu_flags() & relayi_level_flags[level];
     device->level = level_name(device->flags);
     relayi_cpu_describe(device->name, sizeof device->name, device->features, sizeof device->features);

@@ -24,8 +24,9 @@ typedef struct relay_device_options {
     uint32_t struct_size;
     relay_device_kind kind; /* default RELAY_DEVICE_CPU */
     int32_t index;          /* CUDA ordinal; 0 for the CPU */
-    int32_t threads;        /* CPU threads of a run, the caller's included; 0 = one per
-                               processor that this process may use */
+    int32_t threads;        /* CPU threads of a run, the caller's included; 0 = OpenMP's own
+                               number: OMP_NUM_THREADS, else one per processor that this
+                               process may use */
     const char *cpu_level;  /* highest kernel family to use: "scalar", "avx2", "avx512",
                                "avx512bf16" or "amx"; NULL = the best that this CPU has.
                                The environment variable RELAY_CPU lowers it further. */
