@@ -166,6 +166,7 @@ static eng_path ancestors(const eng_prompt_set *set, int32_t node) {
 
 bool eng_prompt_set_begin(eng_prompt_set *set, int32_t node, bool busy, bool *full, eng_error *err) {
     *full = false;
+    if (set->nodes[node].handle != NULL) return eng_fail(err, "the system prompt's K/V are there already");
     eng_path above = ancestors(set, node);
     int32_t missing;
     if (eng_prompt_set_pin(set, &above, &missing, err) != ENG_PROMPT_READY)
