@@ -4,7 +4,7 @@
 #include "rows_x86.h"
 #include "x86.h"
 
-#define ALWAYS_INLINE static inline __attribute__((always_inline))
+#include "pack_x86.inc"
 
 /* 8 tokens' words at `offset`: x[word] holds tokens 0..7. */
 ALWAYS_INLINE void load_block(const char *const *row, const char *const *ahead, int32_t offset,
@@ -91,32 +91,12 @@ void relayi_pack_value_bf16_avx2(const char *const *row, int32_t head_dim, void 
     }
 }
 
-ALWAYS_INLINE void copy_values(const char *const *row, int32_t head_dim, int32_t size, char *to) {
-    for (int32_t block = 0; block < head_dim; block += RELAYI_V_BLOCK) {
-        int32_t width = head_dim - block < RELAYI_V_BLOCK ? head_dim - block : RELAYI_V_BLOCK;
-        for (int32_t n = 0; n < RELAYI_TILE; n++)
-            for (int32_t at = 0; at < width * size; at += 32, to += 32)
-                _mm256_storeu_si256((__m256i *)(void *)to,
-                                    _mm256_loadu_si256((const __m256i *)(const void *)(row[n] + block * size + at)));
-    }
-}
-
 void relayi_pack_value_f32_avx2(const char *const *row, int32_t head_dim, void *tile) {
     copy_values(row, head_dim, 4, tile);
 }
 
 void relayi_pack_value_f16_avx2(const char *const *row, int32_t head_dim, void *tile) {
     copy_values(row, head_dim, 2, tile);
-}
-
-ALWAYS_INLINE void pack(const relayi_kv *kv, int32_t head_dim, int32_t begin, int32_t count, int32_t size,
-                        void *key_tile, void *value_tile, relayi_pack_key_fn *pack_key,
-                        relayi_pack_value_fn *pack_value) {
-    const char *key[RELAYI_TILE], *value[RELAYI_TILE];
-    relayi_find_rows(kv->key, kv, kv->key_block_stride, kv->key_token_stride, size, begin, count, key);
-    relayi_find_rows(kv->value, kv, kv->value_block_stride, kv->value_token_stride, size, begin, count, value);
-    pack_key(key, head_dim * size, key_tile, value);
-    pack_value(value, head_dim, value_tile);
 }
 
 void relayi_pack_f32_avx2(const relayi_kv *kv, int32_t head_dim, int32_t begin, int32_t count,
