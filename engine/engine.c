@@ -5,9 +5,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "conversation.h"
-#include "model_id.h"
-#include "prompt_copy.h"
+#include "serving/conversation.h"
+#include "model/model_id.h"
+#include "serving/prompt_copy.h"
 
 struct eng_engine {
     eng_engine_options options; /* its strings are not used after open */

@@ -8,11 +8,11 @@
 #ifndef RELAY_ENGINE_ENGINE_H
 #define RELAY_ENGINE_ENGINE_H
 
-#include "answer.h"
-#include "model.h"
+#include "serving/answer.h"
+#include "model/model.h"
 #include "relay/plan.h"
-#include "scheduler.h"
-#include "template.h"
+#include "serving/scheduler.h"
+#include "serving/template.h"
 
 typedef struct eng_engine_options {
     const char *model_dir;

@@ -3,7 +3,7 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "conversation.h"
+#include "serving/conversation.h"
 
 static bool choose_format(eng_talk *talk, const char *dir, const char *name, eng_error *err) {
     const eng_tokenizer_config *config = eng_tokenizer_get_config(talk->tokenizer);

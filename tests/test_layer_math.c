@@ -3,8 +3,8 @@
 
 #include <math.h>
 
-#include "layer_math.h"
-#include "row_loops.h"
+#include "math/layer_math.h"
+#include "math/row_loops.h"
 
 static uint32_t state = 1;
 

@@ -6,7 +6,7 @@
 #include <omp.h>
 #include <stdlib.h>
 
-#include "linear.h"
+#include "math/linear.h"
 
 enum { MAX_ROWS = 70 };
 

@@ -6,7 +6,7 @@
 #include <stdlib.h>
 #include <unistd.h>
 
-#include "model_config.h"
+#include "model/model_config.h"
 
 static char dir[64];
 

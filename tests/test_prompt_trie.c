@@ -1,5 +1,5 @@
 /* Where system prompts are cut, and what a request shares with them. */
-#include "prompt_trie.h"
+#include "serving/prompt_trie.h"
 
 #include <stdlib.h>
 

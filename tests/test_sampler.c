@@ -1,12 +1,12 @@
 /* Sampling: the generator against its published vectors, the filters against a plain reference, the
  * draws against their probabilities. */
-#include "sampler.h"
+#include "serving/sampler.h"
 
 #include <math.h>
 #include <stdlib.h>
 
-#include "philox.h"
-#include "stop_text.h"
+#include "serving/philox.h"
+#include "serving/stop_text.h"
 #include "test.h"
 
 enum { VOCAB = 97 };

@@ -1,5 +1,5 @@
 /* Chat templates as texts, and how a checkpoint's own is recognised. */
-#include "template.h"
+#include "serving/template.h"
 
 #include <stdlib.h>
 

@@ -5,10 +5,10 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "json_read.h"
+#include "common/json_read.h"
 #include "test.h"
-#include "tokenizer.h"
-#include "utf8.h"
+#include "tokeniser/tokenizer.h"
+#include "common/utf8.h"
 
 static char directory[] = "/tmp/relay-tokenizer-XXXXXX";
 

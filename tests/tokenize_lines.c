@@ -7,7 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "tokenizer.h"
+#include "tokeniser/tokenizer.h"
 
 static bool read_number(uint32_t *out) { return fread(out, sizeof *out, 1, stdin) == 1; }
 
