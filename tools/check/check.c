@@ -123,6 +123,7 @@ static int run_all(chk *c) {
         chk_states(c);
         chk_kernels(c);
         chk_fusion(c);
+        chk_writes(c);
         chk_laws(c);
         chk_runs(c);
     }
@@ -150,8 +151,8 @@ int cmd_check(int argc, char **argv) {
         .name = "relay check",
         .usage = "[options]",
         .summary = "Checks this build on this processor: every kernel against the scalar reference, whole "
-                   "problems against a float64 oracle, and the laws of fusion, cutting and repeatability. "
-                   "The last line is the count; the exit code is 0 only if something was checked and all of "
+                   "problems against a float64 oracle, writes into pages, and the laws of fusion, cutting and "
+                   "repeatability. The last line is the count; the exit code is 0 only if something was checked and all of "
                    "it passed. A kernel that the processor lacks is counted as skipped.",
         .specs = specs,
         .num_specs = OPT_COUNT(specs),

@@ -114,11 +114,11 @@ void chk_poison(void *base, relay_dtype dtype, int64_t count) {
 
 const char *chk_kind_name(chk_kind kind) {
     static const char *const names[] = {"uniform", "equal", "dominant", "stairs",
-                                        "gap-100", "gap-1e4", "nan"};
+                                        "gap-100", "gap-1e4", "nan", "infinite scores", "infinite values"};
     return kind < CHK_NUM_KINDS ? names[kind] : "unknown";
 }
 
-enum { STREAM_KEY = 1, STREAM_VALUE, STREAM_QUERY, STREAM_LEVEL, STREAM_SIGN, STREAM_NAN };
+enum { STREAM_KEY = 1, STREAM_VALUE, STREAM_QUERY, STREAM_LEVEL, STREAM_SIGN, STREAM_NAN, STREAM_INF = STREAM_NAN + 8 };
 
 static chk_rng vector_rng(const chk_recipe *recipe, int stream, uint64_t content, int64_t position,
                           int32_t head) {
@@ -149,6 +149,20 @@ static bool strikes(const chk_recipe *recipe, int stream, uint64_t content, int6
     return chk_between(&rng, 1, rarity) == 1;
 }
 
+/* One token in `rarity` has an infinity, of the sign that makes the score of a query along the pattern
+ * -INFINITY; now and then the other one, and then one of each, which makes NaN. */
+static void strike_infinite(const chk_recipe *recipe, int stream, uint64_t content, int64_t position, int32_t head,
+                            int32_t rarity, double *to) {
+    chk_rng rng = vector_rng(recipe, STREAM_INF + stream, content, position, head);
+    if (chk_between(&rng, 1, rarity) > 1) return;
+    int32_t strikes = chk_chance(&rng, 10) ? 2 : 1;
+    for (int32_t i = 0; i < strikes; i++) {
+        int32_t d = chk_between(&rng, 0, recipe->head_dim - 1);
+        double low = -sign_at(recipe, d) * INFINITY;
+        to[d] = chk_chance(&rng, 12) ? -low : low;
+    }
+}
+
 static void all_nan(const chk_recipe *recipe, double *to) {
     for (int32_t d = 0; d < recipe->head_dim; d++) to[d] = NAN;
 }
@@ -175,22 +189,26 @@ void chk_key(const chk_recipe *recipe, uint64_t content, int64_t position, int32
     default: break;
     }
     if (strikes(recipe, STREAM_KEY, content, position, 150)) all_nan(recipe, to);
+    if (recipe->kind == CHK_INF_SCORES) strike_infinite(recipe, STREAM_KEY, content, position, head, 20, to);
 }
 
 void chk_value(const chk_recipe *recipe, uint64_t content, int64_t position, int32_t head, double *to) {
     chk_rng rng = vector_rng(recipe, STREAM_VALUE, content, position, head);
     fill(&rng, recipe->head_dim, 1, to);
     if (strikes(recipe, STREAM_VALUE, content, position, 150)) all_nan(recipe, to);
+    if (recipe->kind == CHK_INF_VALUES) strike_infinite(recipe, STREAM_VALUE, content, position, head, 30, to);
 }
 
 void chk_query(const chk_recipe *recipe, uint64_t content, int64_t position, int32_t head, double *to) {
     chk_rng rng = vector_rng(recipe, STREAM_QUERY, content, position, head);
     bool along = recipe->kind >= CHK_DOMINANT && recipe->kind <= CHK_GAP1E4;
+    along = along || recipe->kind == CHK_INF_SCORES;
     for (int32_t d = 0; d < recipe->head_dim; d++) {
         double size = chk_uniform(&rng, along ? 0.75 : -3, along ? 1.25 : 3);
         to[d] = along ? size * sign_at(recipe, d) : size;
     }
     if (strikes(recipe, STREAM_QUERY, content, position, 10)) all_nan(recipe, to);
+    if (recipe->kind == CHK_INF_SCORES) strike_infinite(recipe, STREAM_QUERY, content, position, head, 10, to);
 }
 
 /* ---- buffers ------------------------------------------------------------- */
@@ -217,7 +235,7 @@ void chk_buffer_fill(chk_buffer *buffer, unsigned char byte) {
     memset(buffer->data, byte, buffer->bytes);
 }
 
-void chk_buffer_read_only(chk_buffer *buffer, bool read_only) {
+void chk_buffer_read_only(const chk_buffer *buffer, bool read_only) {
     if (buffer->map == NULL) return;
     size_t body = buffer->lead + buffer->bytes + buffer->tail;
     mprotect(buffer->map, body, read_only ? PROT_READ : PROT_READ | PROT_WRITE);

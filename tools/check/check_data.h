@@ -42,6 +42,8 @@ typedef enum chk_kind {
     CHK_GAP100,   /* half of the tokens 100 below */
     CHK_GAP1E4,   /* half of the tokens 10000 below */
     CHK_NAN,      /* uniform, with NaN in some queries, keys and values */
+    CHK_INF_SCORES, /* infinities in queries and keys: scores that are infinite, mostly -INFINITY */
+    CHK_INF_VALUES, /* infinities in values, under weights of ordinary size */
     CHK_NUM_KINDS
 } chk_kind;
 
@@ -74,7 +76,7 @@ typedef struct chk_buffer {
 /* `align`: of data; the element size puts the end exactly at the guard page. */
 bool chk_buffer_make(chk_buffer *buffer, size_t bytes, size_t align);
 void chk_buffer_fill(chk_buffer *buffer, unsigned char byte);
-void chk_buffer_read_only(chk_buffer *buffer, bool read_only); /* a write then faults */
+void chk_buffer_read_only(const chk_buffer *buffer, bool read_only); /* a write then faults */
 bool chk_buffer_intact(const chk_buffer *buffer);
 void chk_buffer_free(chk_buffer *buffer);
 

@@ -17,10 +17,11 @@ typedef enum lse_kind {
     LSE_EMPTY,   /* half of them -INFINITY, in some rows all */
     LSE_ENDLESS, /* half of them +INFINITY, in some rows all */
     LSE_NAN,     /* some NaN, in outputs and in LSEs */
+    LSE_INFINITE_OUT, /* near; some outputs are infinite */
     NUM_LSE_KINDS
 } lse_kind;
 
-static const char *const lse_names[] = {"near", "equal", "gap-100", "gap-1e4", "empty", "endless", "nan"};
+static const char *const lse_names[] = {"near", "equal", "gap-100", "gap-1e4", "empty", "endless", "nan", "infinite outputs"};
 static const relay_dtype dtypes[] = {RELAY_F32, RELAY_F16, RELAY_BF16};
 
 typedef struct fuse_case {
@@ -57,6 +58,7 @@ static double draw_lse(chk_rng *rng, lse_kind kind, int64_t row) {
 static double draw_element(chk_rng *rng, double lse, lse_kind kind) {
     double value = chk_uniform(rng, -1, 1);
     if (isinf(lse) || (kind == LSE_NAN && chk_chance(rng, 1))) return NAN;
+    if (kind == LSE_INFINITE_OUT && chk_chance(rng, 8)) return chk_chance(rng, 50) ? INFINITY : -INFINITY;
     return chk_chance(rng, 3) ? -0.0 : value;
 }
 
@@ -100,6 +102,14 @@ static bool read_result(chk_result *to, const relay_tensor *out, const relay_ten
     return true;
 }
 
+/* A write to a part then faults. */
+static void protect_parts(const fuse_parts *parts, const int32_t *order, int32_t count, bool read_only) {
+    for (int32_t i = 0; i < count; i++) {
+        chk_buffer_read_only(&parts->out[order[i]].buffer, read_only);
+        chk_buffer_read_only(&parts->lse[order[i]].buffer, read_only);
+    }
+}
+
 /* Fuses parts[order[0]], parts[order[1]], ... into fresh tensors. */
 static bool fuse(chk *c, const fuse_case *k, const fuse_parts *parts, const int32_t *order, int32_t count,
                  chk_tensor *out, chk_tensor *lse) {
@@ -117,7 +127,9 @@ static bool fuse(chk *c, const fuse_case *k, const fuse_parts *parts, const int3
     args.lses = lses;
     args.output = out->view;
     if (k->wants_lse) args.lse = lse->view;
+    protect_parts(parts, order, count, true);
     bool ok = chk_ok(c, "relay_fuse", relay_fuse(c->device[k->threads], &args));
+    protect_parts(parts, order, count, false);
     if (ok && (!chk_buffer_intact(&out->buffer) || !chk_buffer_intact(&lse->buffer)))
         chk_fail(c, "something before or after an output was written");
     return ok;

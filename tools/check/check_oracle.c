@@ -28,6 +28,7 @@ static scored score_of(const oracle_attention *a, int32_t head, const double *q,
     }
     scored s = {.score = (dot[0] + dot[1] + dot[2] + dot[3]) * a->scale,
                 .size = (size[0] + size[1] + size[2] + size[3]) * fabs(a->scale)};
+    if (!isfinite(s.size)) s.size = 0; /* an infinite score is exact */
     if (a->soft_cap > 0) s.score = a->soft_cap * tanh(s.score / a->soft_cap);
     if (a->slopes != NULL) {
         double bias = a->slopes[head] * (double)(token - query_position);

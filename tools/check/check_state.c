@@ -120,7 +120,8 @@ static void check_pack(chk *c, const char *name, relayi_pack_fn *pack, int dt, u
 enum { MAX_PARTS = 7 };
 
 typedef struct finish_case {
-    int32_t parts, dim, kind; /* kind 0: near, 1: far apart, 2: some empty, 3: all empty, 4: NaN */
+    int32_t parts, dim, kind; /* kind 0: near, 1: far apart, 2: some empty, 3: all empty, 4: NaN,
+                                 5: infinite values, 6: what an infinite score leaves */
     int64_t acc_stride, stat_stride;
     bool sink, wants_lse;
 } finish_case;
@@ -149,6 +150,12 @@ static bool make_finish(const finish_case *k, chk_rng *rng, finish_data *f) {
         if (k->kind == 4 && i == k->parts / 2) {
             for (int32_t d = 0; d < k->dim; d++) acc[d] = NAN;
             if (chk_chance(rng, 50)) ((float *)f->sum.data)[i * k->stat_stride] = NAN;
+        }
+        for (int32_t d = 0; k->kind == 5 && d < k->dim; d++)
+            if (chk_chance(rng, 10)) acc[d] = chk_chance(rng, 50) ? INFINITY : -INFINITY;
+        if (k->kind == 6 && i == k->parts / 2) {
+            ((float *)f->max.data)[i * k->stat_stride] = INFINITY;
+            ((float *)f->sum.data)[i * k->stat_stride] = NAN;
         }
     }
     return true;
@@ -204,8 +211,8 @@ static void check_finish_case(chk *c, relayi_finish_fn *finish, const finish_cas
 static void check_finish(chk *c, const char *isa, relayi_finish_fn *finish) {
     static const int32_t dims[] = {8, 16, 40, 64, 72, 80, 96, 112, 128, 192, 256};
     chk_rng rng = chk_rng_at(c->seed, 801);
-    for (int32_t i = 0; i < 110; i++) {
-        finish_case k = {.parts = 1 + i % MAX_PARTS, .dim = dims[i % 11], .kind = i / 7 % 5, .sink = chk_chance(&rng, 40),
+    for (int32_t i = 0; i < 154; i++) {
+        finish_case k = {.parts = 1 + i % MAX_PARTS, .dim = dims[i % 11], .kind = i / 7 % 7, .sink = chk_chance(&rng, 40),
                          .wants_lse = chk_chance(&rng, 80), .stat_stride = chk_between(&rng, 1, 9)};
         k.acc_stride = k.dim * chk_between(&rng, 1, 3);
         if (!chk_begin(c, "relayi_finish_%s %d: %d parts x %d, kind %d%s%s", isa, i, k.parts, k.dim, k.kind,

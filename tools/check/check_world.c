@@ -275,14 +275,16 @@ static bool make_lse(const chk_case *k, chk_world *w, int64_t rows) {
     return chk_tensor_make(&w->lse, RELAY_F32, form, 2, shape);
 }
 
-/* Slopes and sinks of any sign and size that the formulas allow. */
+/* Slopes and sinks of any sign and size that the formulas allow; but no weight of an infinite value
+ * may vanish in float32, where 0 * INFINITY is NaN. */
 static bool make_per_head(const chk_case *k, chk_world *w) {
     size_t bytes = (size_t)k->attention.num_heads * sizeof(float);
     if (!chk_buffer_make(&w->slopes, bytes, sizeof(float)) || !chk_buffer_make(&w->sinks, bytes, sizeof(float)))
         return false;
     chk_rng rng = chk_rng_at(k->seed, 78);
+    double steepest = k->kind == CHK_INF_VALUES ? 0.02 : 0.5;
     for (int32_t h = 0; h < k->attention.num_heads; h++) {
-        ((float *)w->slopes.data)[h] = (float)chk_uniform(&rng, 0, 0.5);
+        ((float *)w->slopes.data)[h] = (float)chk_uniform(&rng, 0, steepest);
         ((float *)w->sinks.data)[h] = (float)chk_uniform(&rng, -3, 6);
     }
     return true;
