@@ -80,8 +80,8 @@ RELAY_API relay_status relay_plan_create(relay_device *device, const relay_atten
 RELAY_API void relay_plan_destroy(relay_plan *plan); /* accepts NULL */
 
 /* Plans a step.  The forest is borrowed: it must live and stay unchanged while the plan
- * is run (a change is noticed: STALE_PLAN).  Allocates only when a batch is larger than
- * any before.  Errors: NULL_POINTER, WRONG_DEVICE, INVALID_ARGUMENT (a request has more
+ * is run (a change is noticed: STALE_PLAN).  On failure the plan is not built, whatever it
+ * was before.  Allocates only when a batch is larger than any before.  Errors: NULL_POINTER, WRONG_DEVICE, INVALID_ARGUMENT (a request has more
  * query rows than tokens of its own; a packed prompt of another shape or dtype),
  * OUT_OF_RANGE (a bound of the options), OUT_OF_MEMORY.
  * CUDA: UNSUPPORTED for packed prompts and for a block_size that is no multiple of 16.  Runs read
