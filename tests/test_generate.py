@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from serving import CONSTRUCTED, Run, command, handbook, read_lines, write_lines
+from serving import Mixed, Run, command, handbook, read_lines, tokens_of, write_lines
 
 
 @pytest.fixture(scope="module")
@@ -22,11 +22,6 @@ def small(tmp_path_factory):
 @pytest.fixture(scope="module")
 def large(tmp_path_factory):
     return handbook(tmp_path_factory.mktemp("large"), 1000, 32, seed=2)
-
-
-def tokens_of(path):
-    with open(path) as f:
-        return len(f.read().split())  # the lookup model's tokens are words
 
 
 # ---- right answers ----------------------------------------------------------
@@ -47,70 +42,6 @@ def test_relay_and_plain_agree(tmp_path, small, kv, batch):
     assert runs["relay"].texts() == runs["plain"].texts()
     assert (runs["relay"].stats["relay_steps"] > 0) == (batch > 1)
     assert runs["plain"].stats["relay_steps"] == 0
-
-
-@pytest.mark.parametrize("entries,batch,options", [
-    (200, 7, ["--kv-dtype", "f32"]),
-    (200, 32, ["--kv-dtype", "f16"]),
-    (1000, 32, ["--kv-dtype", "bf16"]),
-    (1000, 32, ["--compute", "f32"]),
-])
-def test_longer_handbooks(tmp_path, entries, batch, options):
-    system, requests = handbook(tmp_path / "book", entries, 32, seed=entries)
-    texts = [Run(tmp_path, requests, "--attention", way, "--batch", batch, "--cache-dir", tmp_path / "cache", *options,
-                 systems=[system], name=way).good().texts() for way in ("relay", "plain")]
-    assert texts[0] == texts[1]
-
-
-@pytest.mark.parametrize("heads", ["8/2/128", "16/2/64"])
-def test_constructed_models(tmp_path, heads):
-    build, make = os.path.join(CONSTRUCTED, "build.py"), os.path.join(CONSTRUCTED, "generate.py")
-    pytest.importorskip("numpy")
-    model, book, python = tmp_path / "model", tmp_path / "book", os.sys.executable
-    h, kv, d = heads.split("/")
-    subprocess.run([python, build, "--out", model, "--heads", h, "--kv-heads", kv, "--head-dim", d], check=True,
-                   capture_output=True)
-    subprocess.run([python, make, "--model", model, "--seed", "3", "--entries", "40", "--requests", "16", "--out", book],
-                   check=True, capture_output=True)
-    with open(book / "requests.jsonl") as f:
-        requests = [dict(json.loads(line), max_tokens=1) for line in f]
-    for request in requests:  # it goes on after its answer
-        request["expected"] = request["expected"].split()[0]
-    texts = [Run(tmp_path, requests, "--attention", way, systems=[book / "system.txt"], model=model, name=way).good().texts()
-             for way in ("relay", "plain")]
-    assert texts[0] == texts[1]
-
-
-@pytest.mark.parametrize("kv", ["f32", "bf16"])
-@pytest.mark.parametrize("batch", [1, 7, 32])
-def test_mixed_prompts(tmp_path, small, kv, batch):
-    """Two prompts, a third that goes on where the first ends, and requests without any."""
-    first, asks_first = small
-    other, asks_other = handbook(tmp_path / "other", 60, 12, seed=5)
-    more, asks_more = handbook(tmp_path / "more", 50, 12, seed=6)
-    nested = tmp_path / "nested.txt"
-    with open(first) as a, open(more) as b:
-        text = a.read().rstrip("\n")
-        nested.write_text(text + " " + b.read())
-    words = set(text.split())  # a name that both handbooks know has two right answers
-    asks_more = [r for r in asks_more if not {w for w in r["text"].split() if re.fullmatch("[a-z]{6}", w)} & words - {"answer"}]
-    assert len(asks_more) > 6
-    requests = []
-    for name, asks in (("first", asks_first[:12]), ("other", asks_other), ("nested", asks_more)):
-        requests += [dict(r, id=f"{name} {r['id']}", system=name) for r in asks]
-    for r in asks_first[:6]:
-        requests.append({"id": f"none {r['id']}", "text": r["text"], "system": None, "expected": "unknown ."})
-    requests.sort(key=lambda r: r["id"][::-1])  # mixed
-    systems = [f"first={first}", f"other={other}", f"nested={nested}"]
-    texts = []
-    for way in ("relay", "plain"):
-        run = Run(tmp_path, requests, "--attention", way, "--kv-dtype", kv, "--batch", batch, systems=systems, name=way).good()
-        assert run.stats["system_tokens_computed"] == tokens_of(other) + tokens_of(nested)
-        for answer in run.lines:
-            shared = {"first": tokens_of(first), "other": tokens_of(other), "nested": tokens_of(nested), "none": 0}
-            assert answer["shared_tokens"] == shared[answer["id"].split()[0]]
-        texts.append(run.texts())
-    assert texts[0] == texts[1]
 
 
 def test_small_pool_preempts(tmp_path, small):
@@ -176,6 +107,30 @@ def test_killed_run_leaves_prompt_and_answers(tmp_path, large):
     assert again.stats["system_tokens_computed"] == 0
     assert len(again.lines) == len(requests) and again.stats["resumed"] == before.count(b"\n")
     assert open(out, "rb").read().startswith(before[:before.rfind(b"\n") + 1])
+
+
+def test_killed_run_leaves_nested_prompts(tmp_path):
+    """Every prompt that was answered from is kept, and a run that goes on computes none of them."""
+    mixed = Mixed(tmp_path, lambda name, entries, requests, seed: handbook(tmp_path / name, entries, requests, seed))
+    requests = [dict(r, max_tokens=2) for r in mixed.requests(without=0)]
+    busy = [{"id": "none", "text": "hello", "system": None, "max_tokens": 8000}]  # until it is killed
+    cache, out = tmp_path / "cache", tmp_path / "out.jsonl"
+    lines = write_lines(tmp_path / "requests.jsonl", requests + busy)
+    line = command("--requests", lines, "--out", out, "--cache-dir", cache, "--ignore-eos")
+    for system in mixed.systems():
+        line += ["--system", system]
+    run = subprocess.Popen(line, stderr=subprocess.DEVNULL)
+    wait_for(lambda: out.exists() and {a["id"].split()[0] for a in whole_lines(out)} == set(mixed.paths) or run.poll() is not None)
+    run.send_signal(signal.SIGKILL)
+    assert run.wait() == -signal.SIGKILL
+    again = Run(tmp_path, mixed.requests(), "--resume", "--cache-dir", cache, systems=mixed.systems(), out=out).good()
+    assert again.stats["system_tokens_computed"] == 0 and again.stats["cache_rejected_files"] == 0
+    assert again.stats["resumed"] > 0
+
+
+def whole_lines(path):
+    with open(path, "rb") as f:
+        return [json.loads(line) for line in f if line.endswith(b"\n")]
 
 
 def test_kill_while_prompt_is_computed(tmp_path, large):

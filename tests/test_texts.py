@@ -105,6 +105,45 @@ def test_gemma_bf16_relay_and_plain(tmp_path, gemma):
         assert min(expected[i]["gaps"][:at + 2]) < NEAR_BF16, f"request {i}: {runs['relay'][i]!r}, {runs['plain'][i]!r}"
 
 
+def nested_prompts(tmp, text):
+    """Files of a prompt, one that goes on where it ends, and another; for requests of each and of none."""
+    at = text.index(" ", len(text) // 2)
+    texts = {"first": text[:at], "nested": text, "other": text[at:]}
+    for name, content in texts.items():
+        (tmp / f"{name}.txt").write_text(content, encoding="utf-8")
+    return [f"{name}={tmp / name}.txt" for name in texts]
+
+
+def mixed_runs_agree(tmp, model, text, asks, tokens):
+    systems, names = nested_prompts(tmp, text), ["first", "nested", "other", None]
+    requests = [{"id": i, "text": ask, "system": names[i % 4], "max_tokens": tokens} for i, ask in enumerate(asks)]
+    runs = {}
+    for batch in (1, 7, 32):
+        for way in ("relay", "plain"):
+            run = Run(tmp, requests, "--attention", way, "--batch", batch, "--template", "raw", "--cache-dir", tmp / "cache", *EXACT,
+                      systems=systems, model=model, name=f"{way}{batch}")
+            assert run.code == 0, run.err
+            assert (run.stats["system_tokens_computed"] == 0) == (len(runs) > 0)
+            runs[way, batch] = run.texts()
+    first = runs["relay", 1]
+    assert len(set(first.values())) > 4, "answers do not vary: they would hide errors"
+    for which, texts in runs.items():
+        assert texts == first, which
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_families_mixed_prompts(tmp_path, name):
+    build(name, str(tmp_path / "model"))
+    with open(tmp_path / "model" / "reference.json", encoding="utf-8") as f:
+        reference = json.load(f)
+    mixed_runs_agree(tmp_path, tmp_path / "model", reference["system"], (reference["texts"] * 8)[:32], TOKENS)
+
+
+def test_gemma_mixed_prompts(tmp_path, gemma):
+    system, texts, _, _ = gemma
+    mixed_runs_agree(tmp_path, CHECKPOINT, system, texts[:16], 4)
+
+
 @pytest.mark.parametrize("name", FAMILIES)
 def test_families_equal_transformers(tmp_path, name):
     """Random weights: relay and plain, and batches that mix prompts of all lengths."""
