@@ -8,12 +8,14 @@
 #include "serving/conversation.h"
 #include "model/model_id.h"
 #include "serving/prompt_copy.h"
+#include "serving/template_detect.h"
 
 struct eng_engine {
     eng_engine_options options; /* its strings are not used after open */
     relay_device *device;
     eng_model *model;
     eng_tokenizer *tokenizer; /* NULL with a random model */
+    eng_template_match match; /* what the checkpoint's own template was taken for */
     eng_talk talk;
     eng_kv_shape kv;
     bool rounds_queries;
@@ -79,7 +81,14 @@ static bool choose_template(eng_engine *e, eng_error *err) {
                eng_fail(err, "unknown template \"%.60s\"; known are %s", name, eng_template_names());
     }
     const eng_tokenizer_config *config = eng_tokenizer_get_config(e->tokenizer);
-    return eng_template_detect(e->options.model_dir, config->chat_template, &e->talk.format, err);
+    if (!eng_template_detect(e->options.model_dir, config->chat_template, &e->match, err)) return false;
+    e->talk.format = e->match.format;
+    e->talk.default_system = e->match.default_system;
+    e->talk.writes_bos = e->match.writes_bos;
+    eng_error doubt;
+    if (e->options.log != NULL && eng_template_match_doubt(e->options.model_dir, &e->match, &doubt))
+        e->options.log(e->options.log_user, RELAY_LOG_WARN, doubt.text);
+    return true;
 }
 
 static relay_dtype file_dtype(const eng_model_config *config) {
@@ -172,6 +181,7 @@ void eng_engine_close(eng_engine *e) {
     for (int32_t i = 0; i < e->num_prompts; i++) free(e->systems[i]);
     free(e->systems);
     free(e->nodes);
+    eng_template_match_free(&e->match);
     eng_tokenizer_free(e->tokenizer);
     eng_model_free(e->model);
     relay_device_close(e->device);

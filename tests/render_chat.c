@@ -1,13 +1,25 @@
 /* Prints the tokens of a conversation, for test_template_equal.py:
- *     render_chat MODEL_DIR TEMPLATE|- [SYSTEM|- USER] ... */
+ *     render_chat MODEL_DIR TEMPLATE|- [SYSTEM|- USER] ...
+ * With `-` for the template it also says on stderr what the checkpoint's own leaves open. */
 #include <stdio.h>
 #include <string.h>
 
 #include "serving/conversation.h"
+#include "serving/template_detect.h"
 
-static bool choose_format(eng_talk *talk, const char *dir, const char *name, eng_error *err) {
+static bool use_own(eng_talk *talk, const char *dir, eng_template_match *match, eng_error *err) {
     const eng_tokenizer_config *config = eng_tokenizer_get_config(talk->tokenizer);
-    if (strcmp(name, "-") == 0) return eng_template_detect(dir, config->chat_template, &talk->format, err);
+    eng_error doubt;
+    if (!eng_template_detect(dir, config->chat_template, match, err)) return false;
+    talk->format = match->format;
+    talk->default_system = match->default_system;
+    talk->writes_bos = match->writes_bos;
+    if (eng_template_match_doubt(dir, match, &doubt)) fprintf(stderr, "%s\n", doubt.text);
+    return true;
+}
+
+static bool choose_format(eng_talk *talk, const char *dir, const char *name, eng_template_match *match, eng_error *err) {
+    if (strcmp(name, "-") == 0) return use_own(talk, dir, match, err);
     talk->format = eng_template_find(name);
     return talk->format != NULL || eng_fail(err, "no template %s", name);
 }
@@ -27,9 +39,11 @@ int main(int argc, char **argv) {
     eng_error err = {"usage: render_chat MODEL_DIR TEMPLATE|- [SYSTEM|- USER] ..."};
     bool ok = argc >= 3 && argc % 2 == 1 && eng_tokenizer_load(argv[1], &tokenizer, &err);
     eng_talk talk = {.tokenizer = tokenizer};
-    ok = ok && choose_format(&talk, argv[1], argv[2], &err);
+    eng_template_match match = {0};
+    ok = ok && choose_format(&talk, argv[1], argv[2], &match, &err);
     for (int i = 3; ok && i < argc; i += 2) ok = print_tokens(&talk, argv[i], argv[i + 1], &err);
     if (!ok) fprintf(stderr, "%s\n", err.text);
+    eng_template_match_free(&match);
     eng_tokenizer_free(tokenizer);
     return ok ? 0 : 1;
 }

@@ -1,7 +1,7 @@
-"""Conversations as tokens against the Python packages, on the checkpoints that are here.
-
-Neither carries a chat template of its own, so the texts are written out; what is compared is what becomes of them.
+"""Conversations as tokens against the Python packages: on the checkpoints that are here, whose texts are written out
+because they carry no chat template; and on a tiny tokenizer with one, which `transformers` runs.
 """
+import json
 import os
 import subprocess
 
@@ -48,6 +48,79 @@ def test_raw_puts_the_tokenisers_own_tokens(gemma):
     for (system, user), line in zip(talks, rendered(GEMMA, talks), strict=True):
         apart = "" if system is None else system if user[0].isspace() else system + " "
         assert line == ("raw", gemma.encode(apart + user).ids)
+
+
+# ---- a checkpoint's own template --------------------------------------------
+
+SPECIAL = ["<s>", "</s>", "<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<|im_start|>",
+           "<|im_end|>", "<think>", "</think>", "<bos>", "<start_of_turn>", "<end_of_turn>", "[INST]", "[/INST]",
+           "[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]"]
+ASSISTANT = "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+TURN = "'<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>\\n'"
+EACH = "{% for m in messages %}{{ " + TURN + " }}{% endfor %}"
+FIRST = "{% set first = messages[0].content if messages[0].role == 'system' else '' %}"
+# name of the row: (BOS token, the program; written for this test with what makes each family's unlike the others)
+PROGRAMS = {
+    "chatml": (None, EACH + ASSISTANT),
+    "chatml with BOS": ("<s>", "{{ bos_token }}" + EACH + ASSISTANT),
+    "chatml with a default": (None, "{% if messages[0].role != 'system' %}{{ \"<|im_start|>system\\nYou're Tiny.<|im_end|>\\n\" }}"
+                              "{% endif %}" + EACH + ASSISTANT),
+    "chatml-thinking": (None, EACH + "{{ '<|im_start|>assistant\\n<think>\\n' }}"),
+    "qwen3": (None, EACH + ASSISTANT + "{% if enable_thinking is defined and enable_thinking is false %}"
+              "{{ '<think>\\n\\n</think>\\n\\n' }}{% endif %}"),
+    "llama3": ("<|begin_of_text|>", "{{ bos_token }}{% for m in messages %}{{ '<|start_header_id|>' + m.role + '<|end_header_id|>\\n\\n'"
+               " + m.content | trim + '<|eot_id|>' }}{% endfor %}{{ '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}"),
+    "mistral-tekken": ("<s>", FIRST + "{{ bos_token }}{{ '[INST]' + (first + '\\n\\n' if first else '') + messages[-1].content + '[/INST]' }}"),
+    "mistral-v3": ("<s>", FIRST + "{{ bos_token }}{{ '[INST] ' + (first + '\\n\\n' if first else '') + messages[-1].content + '[/INST]' }}"),
+    "mistral": ("<s>", FIRST + "{{ bos_token }}{{ ' [INST] ' + (first + '\\n\\n' if first else '') + messages[-1].content + ' [/INST]' }}"),
+    "mistral-v7-tekken": ("<s>", FIRST + "{{ bos_token }}{% if first %}{{ '[SYSTEM_PROMPT]' + first + '[/SYSTEM_PROMPT]' }}{% endif %}"
+                          "{{ '[INST]' + messages[-1].content + '[/INST]' }}"),
+    "llama2": ("<s>", FIRST + "{% if first %}{% set first = '<<SYS>>\\n' + first + '\\n<</SYS>>\\n\\n' %}{% endif %}"
+               "{{ bos_token + '[INST] ' + (first + messages[-1].content).strip() + ' [/INST]' }}"),
+    "gemma": ("<bos>", FIRST + "{{ bos_token + '<start_of_turn>user\\n' + (first + '\\n\\n' if first else '') + messages[-1].content | trim"
+              " + '<end_of_turn>\\n<start_of_turn>model\\n' }}"),
+}
+
+
+def checkpoint(path, bos, program):
+    """A directory with a tokenizer of bytes and the families' special tokens."""
+    letters = tokenizers.pre_tokenizers.ByteLevel.alphabet()
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE({c: i for i, c in enumerate(sorted(letters))}, []))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = tokenizers.decoders.ByteLevel()
+    tokenizer.add_special_tokens(SPECIAL)
+    path.mkdir()
+    tokenizer.save(str(path / "tokenizer.json"))
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "chat_template": program}
+    if bos is not None:
+        config["bos_token"] = bos
+    (path / "tokenizer_config.json").write_text(json.dumps(config))
+    return str(path)
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_own_template(tmp_path, name):
+    transformers = pytest.importorskip("transformers")
+    path = checkpoint(tmp_path / "model", *PROGRAMS[name])
+    tokenizer = transformers.AutoTokenizer.from_pretrained(path)
+    talks = [(system, user) for system in (None, " You are kind. ", "Two lines\nof rules.") for user in USERS]
+    expected = []
+    for system, user in talks:
+        messages = ([] if system is None else [{"role": "system", "content": system}]) + [{"role": "user", "content": user}]
+        expected.append((name.split()[0], tokenizer.apply_chat_template(messages, add_generation_prompt=True)))
+    assert rendered(path, talks) == expected
+
+
+def test_unlike_template_is_named(tmp_path):
+    """A text that is none of those compared is taken by its markers, and says so; one without markers is refused."""
+    def run(name, program):
+        path = checkpoint(tmp_path / name, None, program)
+        return subprocess.run([PROGRAM, path, "-", "-", "Hello"], capture_output=True, text=True)
+    known, unlike, strange = run("known", EACH + ASSISTANT), run("unlike", EACH.replace("m.role", "m.role|trim") + ASSISTANT), \
+        run("strange", "{{ messages }}")
+    assert known.returncode == 0 and known.stderr == ""
+    assert unlike.returncode == 0 and 'taken for "chatml"' in unlike.stderr and "--template" in unlike.stderr
+    assert strange.returncode == 1 and "not one that is known" in strange.stderr
 
 
 def test_lookup():

@@ -4,18 +4,27 @@
 
 bool eng_talk_begin(const eng_talk *talk, const char *system, const char *user, eng_tokens *out, eng_error *err) {
     eng_bytes text = {0};
-    bool ok = eng_template_render(talk->format, system, user, &text, err) &&
+    int32_t bos = talk->writes_bos ? eng_tokenizer_bos(talk->tokenizer) : -1;
+    bool ok = (bos < 0 || eng_tokens_append(out, &bos, 1, err)) &&
+              eng_template_render(talk->format, system != NULL ? system : talk->default_system, user, &text, err) &&
               eng_tokenizer_encode(talk->tokenizer, text.data, text.size, eng_template_is_raw(talk->format), out, err);
     eng_bytes_free(&text);
     return ok;
 }
 
-/* The model may have closed its answer itself: the token is not said twice. */
+/* The model may have closed its answer itself: nothing up to that token is said twice. */
 static size_t already_said(const eng_talk *talk, const eng_tokens *said, const eng_tokens *next) {
+    char end[64];
     size_t size;
-    eng_template_turn_end(talk->format, &size);
-    bool closed = size > 0 && said->count > 0 && next->count > 0 && said->ids[said->count - 1] == next->ids[0];
-    return closed ? 1 : 0;
+    const char *text = eng_template_turn_end(talk->format, &size);
+    if (size == 0 || size >= sizeof end || said->count == 0) return 0;
+    memcpy(end, text, size);
+    end[size] = '\0';
+    int32_t id = eng_tokenizer_token_id(talk->tokenizer, end);
+    if (id < 0 || said->ids[said->count - 1] != id) return 0;
+    for (size_t i = 0; i < next->count; i++)
+        if (next->ids[i] == id) return i + 1;
+    return 0;
 }
 
 bool eng_talk_go_on(const eng_talk *talk, const char *user, eng_tokens *tokens, eng_error *err) {

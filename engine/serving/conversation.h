@@ -8,6 +8,8 @@
 typedef struct eng_talk {
     const eng_tokenizer *tokenizer;
     const eng_template *format;
+    const char *default_system; /* goes before the format's; NULL: the format's */
+    bool writes_bos;            /* the BOS token comes before what the format writes */
 } eng_talk;
 
 /* Appends the tokens of a conversation up to where its first answer begins.  `system` NULL: none. */

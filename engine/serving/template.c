@@ -3,51 +3,58 @@
 #include <string.h>
 
 #define LLAMA3_HEADER(role) "<|start_header_id|>" role "<|end_header_id|>\n\n"
-/* The date that the published templates of Llama 3.1 and 3.2 fall back to. */
+#define LLAMA3_TURNS \
+    .begin = "<|begin_of_text|>", .system_close = "<|eot_id|>", .turn_open = LLAMA3_HEADER("user"), \
+    .turn_close = "<|eot_id|>" LLAMA3_HEADER("assistant"), .answer_close = "<|eot_id|>", .trims_system = true, \
+    .trims_user = true
+/* The date that the published templates have or fall back to; a day's own date would make the prompt another every
+ * day, and its K/V would be computed anew. */
 #define LLAMA31_DATES "Cutting Knowledge Date: December 2023\nToday Date: 26 Jul 2024\n\n"
+#define CHATML_TURNS(thoughts) \
+    .begin = "", .system_open = "<|im_start|>system\n", .system_close = "<|im_end|>\n", \
+    .turn_open = "<|im_start|>user\n", .turn_close = "<|im_end|>\n<|im_start|>assistant\n" thoughts, \
+    .answer_close = "<|im_end|>\n"
+#define MISTRAL_TURNS .begin = "<s>", .answer_close = "</s>"
+#define SYSTEM_IN_TURN .system_open = "", .system_close = "\n\n", .system_in_turn = true
 
-/* Sources: tokenizer_config.json as published with Llama-2-7b-chat, Meta-Llama-3-8B-Instruct,
- * Llama-3.1-8B-Instruct, Mistral-7B-Instruct v0.2 and v0.3, Qwen2-0.5B-Instruct, Qwen2.5-0.5B-Instruct,
- * Qwen3-0.6B, gemma-3-270m-it.  Where the markers of several rows occur, the first row counts. */
+/* The first row whose signs stand in a checkpoint's program is its own.  Where a family's program refuses a system
+ * text (Mistral of 2023), it goes before the first user's; where it moves the text to the last turn (mistral-v3,
+ * mistral-tekken), it stays in the first. */
 static const eng_template templates[] = {
     {.name = "raw", .begin = "", .system_open = "", .system_close = "", .turn_open = "", .turn_close = "",
      .answer_close = "\n"},
-    {.name = "llama3.1", .marker = "Cutting Knowledge Date", .begin = "<|begin_of_text|>",
-     .system_open = LLAMA3_HEADER("system") LLAMA31_DATES, .system_close = "<|eot_id|>", .default_system = "",
-     .turn_open = LLAMA3_HEADER("user"), .turn_close = "<|eot_id|>" LLAMA3_HEADER("assistant"),
-     .answer_close = "<|eot_id|>", .trims_system = true, .trims_user = true},
-    {.name = "llama3", .marker = "<|start_header_id|>", .begin = "<|begin_of_text|>",
-     .system_open = LLAMA3_HEADER("system"), .system_close = "<|eot_id|>",
-     .turn_open = LLAMA3_HEADER("user"), .turn_close = "<|eot_id|>" LLAMA3_HEADER("assistant"),
-     .answer_close = "<|eot_id|>", .trims_system = true, .trims_user = true},
-    {.name = "qwen2.5", .marker = "You are Qwen, created by Alibaba Cloud", .begin = "",
-     .system_open = "<|im_start|>system\n", .system_close = "<|im_end|>\n",
-     .default_system = "You are Qwen, created by Alibaba Cloud. You are a helpful assistant.",
-     .turn_open = "<|im_start|>user\n", .turn_close = "<|im_end|>\n<|im_start|>assistant\n",
-     .answer_close = "<|im_end|>\n"},
-    {.name = "qwen2", .marker = "You are a helpful assistant", .begin = "",
-     .system_open = "<|im_start|>system\n", .system_close = "<|im_end|>\n",
-     .default_system = "You are a helpful assistant.",
-     .turn_open = "<|im_start|>user\n", .turn_close = "<|im_end|>\n<|im_start|>assistant\n",
-     .answer_close = "<|im_end|>\n"},
-    {.name = "chatml", .marker = "<|im_start|>", .begin = "",
-     .system_open = "<|im_start|>system\n", .system_close = "<|im_end|>\n",
-     .turn_open = "<|im_start|>user\n", .turn_close = "<|im_end|>\n<|im_start|>assistant\n",
-     .answer_close = "<|im_end|>\n"},
-    {.name = "gemma", .marker = "<start_of_turn>", .begin = "<bos>",
-     .system_open = "", .system_close = "\n\n", .system_in_turn = true,
+    {.name = "llama3.1", .signs = {"<|start_header_id|>", "Cutting Knowledge Date"},
+     .system_open = LLAMA3_HEADER("system") LLAMA31_DATES, .default_system = "", LLAMA3_TURNS},
+    {.name = "llama3", .signs = {"<|start_header_id|>"}, .system_open = LLAMA3_HEADER("system"), LLAMA3_TURNS},
+    {.name = "qwen3", .signs = {"<|im_start|>", "enable_thinkingisfalse"}, CHATML_TURNS("")},
+    {.name = "qwen3-no-thinking", CHATML_TURNS("<think>\n\n</think>\n\n")},
+    {.name = "chatml-thinking", .signs = {"<|im_start|>assistant\\n<think>\\n"}, CHATML_TURNS("<think>\n")},
+    {.name = "qwen2.5", .signs = {"<|im_start|>", "You are Qwen, created by Alibaba Cloud"}, CHATML_TURNS(""),
+     .default_system = "You are Qwen, created by Alibaba Cloud. You are a helpful assistant."},
+    {.name = "qwen2", .signs = {"<|im_start|>", "You are a helpful assistant"}, CHATML_TURNS(""),
+     .default_system = "You are a helpful assistant."},
+    {.name = "chatml", .signs = {"<|im_start|>"}, CHATML_TURNS("")},
+    {.name = "gemma", .signs = {"<start_of_turn>"}, .begin = "<bos>", SYSTEM_IN_TURN,
      .turn_open = "<start_of_turn>user\n", .turn_close = "<end_of_turn>\n<start_of_turn>model\n",
      .answer_close = "<end_of_turn>\n", .trims_user = true},
-    {.name = "llama2", .marker = "<<SYS>>", .begin = "<s>",
+    {.name = "llama2", .signs = {"<<SYS>>", "[INST]"}, .begin = "<s>",
      .system_open = "<<SYS>>\n", .system_close = "\n<</SYS>>\n\n", .system_in_turn = true,
      .turn_open = "[INST] ", .turn_close = " [/INST]", .answer_close = " </s>", .turn_open_repeats_begin = true,
-     .trims_user = true},
-    {.name = "mistral-v3", .marker = "[AVAILABLE_TOOLS]", .begin = "<s>",
-     .system_open = "", .system_close = "\n\n", .system_in_turn = true,
-     .turn_open = "[INST] ", .turn_close = "[/INST]", .answer_close = "</s>"},
-    {.name = "mistral", .marker = "[INST]", .begin = "<s>",
-     .system_open = "", .system_close = "\n\n", .system_in_turn = true,
-     .turn_open = " [INST] ", .turn_close = " [/INST]", .answer_close = "</s>"},
+     .trims_user = true, .trims_turn = true},
+    {.name = "mistral-v7-tekken", .signs = {"'[SYSTEM_PROMPT]'", "'[INST]'"}, MISTRAL_TURNS,
+     .system_open = "[SYSTEM_PROMPT]", .system_close = "[/SYSTEM_PROMPT]", .turn_open = "[INST]",
+     .turn_close = "[/INST]"},
+    {.name = "mistral-v7", .signs = {"'[SYSTEM_PROMPT] '", "'[INST] '"}, MISTRAL_TURNS,
+     .system_open = "[SYSTEM_PROMPT] ", .system_close = "[/SYSTEM_PROMPT]", .turn_open = "[INST] ",
+     .turn_close = "[/INST]"},
+    {.name = "mistral-tekken", .signs = {"'[INST]'", "'[/INST]'"}, .bar = "[SYSTEM_PROMPT]", MISTRAL_TURNS,
+     SYSTEM_IN_TURN, .turn_open = "[INST]", .turn_close = "[/INST]"},
+    {.name = "mistral-v3", .signs = {"'[INST] '", "'[/INST]'"}, .bar = "[SYSTEM_PROMPT]", MISTRAL_TURNS,
+     SYSTEM_IN_TURN, .turn_open = "[INST] ", .turn_close = "[/INST]"},
+    {.name = "mistral", .signs = {"' [INST] '", "' [/INST]'"}, .bar = "[SYSTEM_PROMPT]", MISTRAL_TURNS,
+     SYSTEM_IN_TURN, .turn_open = " [INST] ", .turn_close = " [/INST]"},
+    {.name = "mistral-2023", .signs = {"'[INST] '", "' [/INST]'"}, .bar = "[SYSTEM_PROMPT]", MISTRAL_TURNS,
+     SYSTEM_IN_TURN, .turn_open = "[INST] ", .turn_close = " [/INST]"},
 };
 enum { NUM_TEMPLATES = sizeof templates / sizeof templates[0] };
 
@@ -57,24 +64,17 @@ const eng_template *eng_template_find(const char *name) {
     return NULL;
 }
 
+const eng_template *eng_template_at(int i) {
+    return i < NUM_TEMPLATES ? &templates[i] : NULL;
+}
+
 const char *eng_template_names(void) {
-    return "raw, llama3.1, llama3, qwen2.5, qwen2, chatml, gemma, llama2, mistral-v3, mistral";
+    return "raw, llama3.1, llama3, qwen3, qwen3-no-thinking, chatml-thinking, qwen2.5, qwen2, chatml, gemma, llama2, "
+           "mistral-v7-tekken, mistral-v7, mistral-tekken, mistral-v3, mistral, mistral-2023";
 }
 
 bool eng_template_is_raw(const eng_template *t) {
     return t == &templates[0];
-}
-
-bool eng_template_detect(const char *where, const char *chat_template, const eng_template **out, eng_error *err) {
-    *out = &templates[0];
-    if (chat_template == NULL) return true;
-    for (int i = 0; i < NUM_TEMPLATES; i++)
-        if (templates[i].marker != NULL && strstr(chat_template, templates[i].marker) != NULL) {
-            *out = &templates[i];
-            return true;
-        }
-    return eng_fail(err, "%s: chat_template: not one that is known; choose with --template: %s", where,
-                    eng_template_names());
 }
 
 /* ---- rendering ---------------------------------------------------------- */
@@ -84,8 +84,12 @@ static bool is_space(char c) {
     return c == ' ' || (c >= '\t' && c <= '\r') || (c >= '\x1c' && c <= '\x1f');
 }
 
+static void strip_right(const char *text, size_t *size) {
+    while (*size > 0 && is_space(text[*size - 1])) --*size;
+}
+
 static void strip(const char **text, size_t *size) {
-    while (*size > 0 && is_space((*text)[*size - 1])) --*size;
+    strip_right(*text, size);
     while (*size > 0 && is_space((*text)[0])) ++*text, --*size;
 }
 
@@ -112,9 +116,10 @@ static bool append_system(const eng_template *t, const char *system, eng_bytes *
            eng_bytes_append_string(out, t->system_close, err);
 }
 
-static bool append_user(const eng_template *t, const char *user, eng_bytes *out, eng_error *err) {
+static bool append_user(const eng_template *t, const char *user, bool behind_system, eng_bytes *out, eng_error *err) {
     size_t size = strlen(user);
-    if (t->trims_user) strip(&user, &size);
+    if (t->trims_turn && behind_system) strip_right(user, &size);
+    else if (t->trims_user) strip(&user, &size);
     return eng_bytes_append(out, user, size, err) && eng_bytes_append_string(out, t->turn_close, err);
 }
 
@@ -133,11 +138,11 @@ bool eng_template_render(const eng_template *t, const char *system, const char *
     if (!t->system_in_turn && !append_system(t, system, out, err)) return false;
     if (!eng_bytes_append_string(out, t->turn_open, err)) return false;
     if (t->system_in_turn && !append_system(t, system, out, err)) return false;
-    return append_user(t, user, out, err);
+    return append_user(t, user, system != NULL, out, err);
 }
 
 bool eng_template_render_next(const eng_template *t, const char *user, eng_bytes *out, eng_error *err) {
     return eng_bytes_append_string(out, t->answer_close, err) &&
            (!t->turn_open_repeats_begin || eng_bytes_append_string(out, t->begin, err)) &&
-           eng_bytes_append_string(out, t->turn_open, err) && append_user(t, user, out, err);
+           eng_bytes_append_string(out, t->turn_open, err) && append_user(t, user, false, out, err);
 }

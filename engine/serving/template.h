@@ -1,9 +1,8 @@
 /* Chat templates: how a conversation of the model's family is written as one text.
  *
- * A template here is a row of literals, not the Jinja program that a checkpoint carries; which row
- * a checkpoint means is read off that program's own literals.  `raw` is none: the system text, one
- * space unless the texts bring white space of their own, and the user's text.  All others leave the newline
- * out that ends a system prompt's file. */
+ * A template here is a row of literals, not the Jinja program that a checkpoint carries; which row a checkpoint
+ * means is for template_detect.h.  `raw` is none: the system text, one space unless the texts bring white space of
+ * their own, and the user's text.  All others leave the newline out that ends a system prompt's file. */
 #ifndef RELAY_ENGINE_TEMPLATE_H
 #define RELAY_ENGINE_TEMPLATE_H
 
@@ -13,9 +12,12 @@
 #include "common/bytes.h"
 #include "common/error.h"
 
+enum { ENG_TEMPLATE_SIGNS = 2 };
+
 typedef struct eng_template {
     const char *name;
-    const char *marker;                     /* a literal of the checkpoint's chat template that gives it away */
+    const char *signs[ENG_TEMPLATE_SIGNS];  /* stand in the checkpoint's program, in one form; none: found by name only */
+    const char *bar;                        /* does not stand in it */
     const char *begin;                      /* opens the conversation; it holds the BOS token where there is one */
     const char *system_open, *system_close; /* around the system text */
     const char *default_system;             /* stands in where no system text is given; NULL: nothing does */
@@ -24,19 +26,19 @@ typedef struct eng_template {
     bool system_in_turn;                    /* the system text goes inside the first turn */
     bool turn_open_repeats_begin;           /* every turn opens with `begin` again */
     bool trims_system, trims_user;
+    bool trims_turn;                        /* system and user text as one, so that the user's keeps its left side */
 } eng_template;
 
 /* NULL for an unknown name. */
 const eng_template *eng_template_find(const char *name);
 
+/* Row i of all, in the order in which their signs are looked for, or NULL; row 0 is raw. */
+const eng_template *eng_template_at(int i);
+
 /* "raw, chatml, ..." for messages and help; static storage. */
 const char *eng_template_names(void);
 
-/* The template that a checkpoint's chat template means; raw for NULL.  Fails where no row matches; `where`
- * begins the message. */
-bool eng_template_detect(const char *where, const char *chat_template, const eng_template **out, eng_error *err);
-
-/* Appends the conversation up to where the answer to `user` begins.  `system` NULL: none. */
+/* Appends the conversation up to where the answer to `user` begins.  `system` NULL: the default, or none. */
 bool eng_template_render(const eng_template *t, const char *system, const char *user, eng_bytes *out, eng_error *err);
 
 /* Appends what stands between an answer and the next one. */

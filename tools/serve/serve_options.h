@@ -24,7 +24,7 @@ extern const char *const serve_attention_words[], *const serve_kv_words[], *cons
 /* `usual`: what stands in for a temperature that is not given. */
 #define SERVE_SPECS(o, usual) \
     {OPT_STRING("cache-dir", "DIR", &(o)->cache_dir, "keep system prompts' K/V there, for later runs; several runs may share it")}, \
-    {OPT_STRING("template", "NAME", &(o)->template_name, "chat template: raw (none), llama2, llama3, llama3.1, mistral, mistral-v3, chatml, qwen2, qwen2.5, gemma"), .shown_default = "the checkpoint's own"}, \
+    {OPT_STRING("template", "NAME", &(o)->template_name, "chat template: raw (none), llama2, llama3, llama3.1, qwen2, qwen2.5, qwen3, qwen3-no-thinking, chatml, chatml-thinking, gemma, mistral, mistral-2023, mistral-v3, mistral-tekken, mistral-v7, mistral-v7-tekken; see docs/chat-templates.md"), .shown_default = "the checkpoint's own"}, \
     {OPT_INT("max-tokens", "N", &(o)->max_tokens, 1, INT32_MAX, "longest answer, in tokens")}, \
     {OPT_FLOAT("temperature", "T", &(o)->temperature, 0, 1000, "0 takes the likeliest token; above, tokens are drawn"), .shown_default = (usual)}, \
     {OPT_INT("top-k", "K", &(o)->top_k, 0, INT32_MAX, "draw among the K likeliest tokens; 0: all")}, \
