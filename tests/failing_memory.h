@@ -1,6 +1,6 @@
 /* Memory that fails on demand.  An executable that links failing_memory.c with --wrap for the functions
  * it names (FAILING_MEMORY_OPTIONS in tests/CMakeLists.txt) has every call that its own objects make go
- * through here; jansson's go through it after failing_memory_begin. */
+ * through here, and jansson's with those of the engine (json_memory.h). */
 #ifndef RELAY_FAILING_MEMORY_H
 #define RELAY_FAILING_MEMORY_H
 

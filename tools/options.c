@@ -206,7 +206,12 @@ static void print_accepted(FILE *out, const opt_spec *spec) {
     }
 }
 
+/* A list takes any text, so that all that can be wrong is memory. */
 static int refuse(const opt_command *command, const opt_spec *spec, const char *text) {
+    if (spec->kind == OPT_KIND_STRINGS) {
+        fprintf(stderr, "%s: --%s: out of memory\n", command->name, spec->name);
+        return 1;
+    }
     char accepted[512] = "";
     FILE *out = fmemopen(accepted, sizeof accepted, "w");
     if (out != NULL) {

@@ -7,6 +7,8 @@
 #include <string.h>
 #include <sys/stat.h>
 
+#include "json_memory.h"
+
 static bool read_whole(FILE *file, char **out, size_t *size) {
     size_t room = 1 << 16, used = 0;
     struct stat info;
@@ -42,11 +44,11 @@ bool eng_json_load_file(const char *path, json_t **out, eng_error *err) {
     fclose(file);
     if (!ok) return eng_fail(err, "%s: %s", path, strerror(cause));
     json_error_t detail;
-    *out = json_loadb(bytes, size, JSON_ALLOW_NUL, &detail);
+    *out = eng_json_parse(bytes, size, JSON_ALLOW_NUL, &detail);
     free(bytes);
-    if (*out == NULL)
-        return eng_fail(err, "%s: line %d, column %d: %s", path, detail.line, detail.column, detail.text);
-    return true;
+    if (*out != NULL) return true;
+    if (detail.line < 0) return eng_fail(err, "%s: %s", path, detail.text);
+    return eng_fail(err, "%s: line %d, column %d: %s", path, detail.line, detail.column, detail.text);
 }
 
 json_t *eng_json_find(const json_t *object, const char *field) {
@@ -71,7 +73,7 @@ static void describe(const json_t *value, char *text, size_t size) {
     } else if (json_is_object(value)) {
         snprintf(text, size, "an object of %zu fields", json_object_size(value));
     } else {
-        char *dump = json_dumps(value, JSON_ENCODE_ANY);
+        char *dump = json_dumps(value, JSON_ENCODE_ANY); /* best effort: it is part of a message */
         snprintf(text, size, "%.60s%s", dump ? dump : "?", dump && strlen(dump) > 60 ? "..." : "");
         free(dump);
     }

@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include "common/file_map.h"
+#include "common/json_memory.h"
 #include "common/json_read.h"
 
 /* What the format's own reader accepts at most. */
@@ -85,7 +86,7 @@ static bool load_header(shard *s, eng_error *err) {
         return eng_fail(err, "%s: header length %llu, but only %llu bytes follow (truncated?)", s->path,
                         (unsigned long long)length, (unsigned long long)rest);
     json_error_t detail;
-    s->header = json_loadb((const char *)s->map.data + LENGTH_BYTES, (size_t)length, JSON_REJECT_DUPLICATES, &detail);
+    s->header = eng_json_parse((const char *)s->map.data + LENGTH_BYTES, (size_t)length, JSON_REJECT_DUPLICATES, &detail);
     if (s->header == NULL)
         return eng_fail(err, "%s: header is not valid JSON: position %d: %s", s->path, detail.position, detail.text);
     if (!json_is_object(s->header)) return eng_json_unexpected(s->path, "header", "an object", s->header, err);

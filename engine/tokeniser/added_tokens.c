@@ -120,8 +120,9 @@ static bool keep_token(eng_added_tokens *added, eng_added_token token, bool is_a
         return true;
     }
     eng_added_token *list = eng_grow(added->list, &added->room, added->count + 1, sizeof *list, err);
-    if (list == NULL || !eng_vocab_add(&added->contents, text, size, token.id, err)) return false;
+    if (list == NULL) return false;
     added->list = list;
+    if (!eng_vocab_add(&added->contents, text, size, token.id, err)) return false;
     list[added->count++] = token;
     return true;
 }

@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "common/clock.h"
+#include "common/json_memory.h"
 #include "commands.h"
 #include "interrupts.h"
 #include "progress.h"
@@ -54,7 +55,7 @@ static void complain(generate_run *run, const char *what) {
 static bool write_line(generate_run *run, json_t *line) {
     char *text = json_dumps(line, JSON_COMPACT | JSON_REAL_PRECISION(17));
     json_decref(line);
-    size_t size = text == NULL ? 0 : strlen(text);
+    size_t size = text == NULL || eng_json_starved() ? 0 : strlen(text); /* half a line is none */
     if (size > 0) text[size] = '\n'; /* in place of the 0 byte: size + 1 bytes are written */
     bool ok = size > 0 && results_write(&run->results, text, size + 1);
     if (size == 0) complain(run, "out of memory for an answer");
@@ -64,6 +65,7 @@ static bool write_line(generate_run *run, json_t *line) {
 }
 
 static json_t *result_object(const char *id, const char *text, size_t size, const char *finish, const char *error) {
+    eng_json_watch();
     json_t *line = json_object();
     json_t *value = json_loads(id, JSON_DECODE_ANY, NULL);
     json_object_set_new(line, "id", value);

@@ -4,6 +4,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "common/json_memory.h"
+
 char *request_id_text(const json_t *id) {
     if (!json_is_string(id) && !json_is_number(id)) return NULL;
     return json_dumps(id, JSON_ENCODE_ANY | JSON_REAL_PRECISION(17));
@@ -50,11 +52,13 @@ static void read_fields(request_line *line) {
 
 bool request_line_parse(const char *text, size_t size, request_line *out) {
     json_error_t error;
-    *out = (request_line){.root = json_loadb(text, size, JSON_REJECT_DUPLICATES | JSON_ALLOW_NUL, &error)};
-    if (out->root == NULL) snprintf(out->problem, sizeof out->problem, "no JSON: %s (column %d)", error.text, error.column);
+    *out = (request_line){.root = eng_json_parse(text, size, JSON_REJECT_DUPLICATES | JSON_ALLOW_NUL, &error)};
+    if (out->root == NULL && error.line < 0) snprintf(out->problem, sizeof out->problem, "%s", error.text);
+    else if (out->root == NULL) snprintf(out->problem, sizeof out->problem, "no JSON: %s (column %d)", error.text, error.column);
     else if (!json_is_object(out->root)) snprintf(out->problem, sizeof out->problem, "expected a JSON object {\"id\", \"text\", ...}");
     else if ((out->id = request_id_text(json_object_get(out->root, "id"))) == NULL)
         snprintf(out->problem, sizeof out->problem, "\"id\": expected a text or a number");
+    if (eng_json_starved()) snprintf(out->problem, sizeof out->problem, "out of memory");
     if (out->id == NULL) return false;
     read_fields(out);
     return true;

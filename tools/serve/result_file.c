@@ -9,6 +9,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "common/json_memory.h"
 #include "line_reader.h"
 #include "request_line.h"
 
@@ -20,11 +21,14 @@ static bool complain(const char *path, const char *what) {
 /* ---- what is there ------------------------------------------------------ */
 
 static bool note_done(const char *path, const char *line, size_t size, long number, id_table *done) {
-    json_t *root = json_loadb(line, size, JSON_ALLOW_NUL, NULL);
+    json_error_t error;
+    json_t *root = eng_json_parse(line, size, JSON_ALLOW_NUL, &error);
     char *id = request_id_text(json_object_get(root, "id"));
     const json_t *text = json_object_get(root, "text");
     bool ok = id != NULL && json_is_string(text);
-    if (!ok)
+    if (eng_json_starved())
+        ok = complain(path, "out of memory for its lines");
+    else if (!ok)
         fprintf(stderr, "relay generate: %s: line %ld is no answer: not a file to resume\n", path, number);
     else if (id_table_find(done, id) == NULL)
         ok = id_table_add(done, id, hash_text(json_string_value(text), json_string_length(text))) ||

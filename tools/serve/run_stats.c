@@ -8,6 +8,8 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "common/json_memory.h"
+
 static double rate(double amount, double seconds) {
     return seconds > 0 ? amount / seconds : 0;
 }
@@ -92,13 +94,14 @@ static bool replace_file(const char *path, const char *text) {
 }
 
 bool run_stats_write(const char *path, const run_counts *counts, const eng_engine *engine) {
+    eng_json_watch();
     json_t *o = json_object();
     add_counts(o, counts);
     add_engine(o, engine);
     char *text = json_dumps(o, JSON_INDENT(2) | JSON_REAL_PRECISION(9));
     json_decref(o);
     errno = ENOMEM;
-    bool ok = text != NULL;
+    bool ok = text != NULL && !eng_json_starved();
     if (!ok) complain(path);
     else if (strcmp(path, "-") == 0) ok = put(stdout, text) || complain("stdout");
     else ok = replace_file(path, text);
