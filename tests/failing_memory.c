@@ -38,7 +38,7 @@ static uint64_t way_here(void) {
     return hash;
 }
 
-static bool now_fails(void) {
+bool failing_memory_now(void) {
     uint64_t way = state.ways != NULL ? way_here() : 0;
     pthread_mutex_lock(&state.lock);
     bool fails = state.armed && state.which >= 0 &&
@@ -114,15 +114,15 @@ long *failing_memory_first_of_each_way(size_t *count) {
 
 /* ---- what fails ---------------------------------------------------------- */
 
-WRAP(void *, malloc, (size_t size)) { return now_fails() ? NULL : __real_malloc(size); }
-WRAP(void *, calloc, (size_t count, size_t size)) { return now_fails() ? NULL : __real_calloc(count, size); }
-WRAP(void *, realloc, (void *old, size_t size)) { return now_fails() ? NULL : __real_realloc(old, size); }
-WRAP(char *, strdup, (const char *text)) { return now_fails() ? NULL : __real_strdup(text); }
-WRAP(FILE *, fopen, (const char *path, const char *mode)) { return now_fails() ? NULL : __real_fopen(path, mode); }
-WRAP(DIR *, opendir, (const char *path)) { return now_fails() ? NULL : __real_opendir(path); }
+WRAP(void *, malloc, (size_t size)) { return failing_memory_now() ? NULL : __real_malloc(size); }
+WRAP(void *, calloc, (size_t count, size_t size)) { return failing_memory_now() ? NULL : __real_calloc(count, size); }
+WRAP(void *, realloc, (void *old, size_t size)) { return failing_memory_now() ? NULL : __real_realloc(old, size); }
+WRAP(char *, strdup, (const char *text)) { return failing_memory_now() ? NULL : __real_strdup(text); }
+WRAP(FILE *, fopen, (const char *path, const char *mode)) { return failing_memory_now() ? NULL : __real_fopen(path, mode); }
+WRAP(DIR *, opendir, (const char *path)) { return failing_memory_now() ? NULL : __real_opendir(path); }
 
 WRAP(void *, aligned_alloc, (size_t alignment, size_t size)) {
-    return now_fails() ? NULL : __real_aligned_alloc(alignment, size);
+    return failing_memory_now() ? NULL : __real_aligned_alloc(alignment, size);
 }
 
 static size_t whole_pages(size_t size) {
@@ -137,7 +137,7 @@ static void count_mapped(size_t more, size_t less) {
 }
 
 WRAP(void *, mmap, (void *address, size_t size, int protection, int flags, int file, off_t offset)) {
-    if (now_fails()) return MAP_FAILED;
+    if (failing_memory_now()) return MAP_FAILED;
     void *mapped = __real_mmap(address, size, protection, flags, file, offset);
     if (mapped != MAP_FAILED) count_mapped(whole_pages(size), 0);
     return mapped;

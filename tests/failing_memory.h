@@ -14,6 +14,9 @@ void failing_memory_begin(long which, bool for_good);
 bool failing_memory_end(void);
 long failing_memory_calls(void); /* since begin */
 
+/* Counts a call of another kind, and says whether it is to fail: for functions that a test wraps itself. */
+bool failing_memory_now(void);
+
 /* Remembers the way to each call until failing_memory_end; then the numbers of those that came a way
  * that none before them had come.  *count is how many; the array is the caller's to free. */
 void failing_memory_remember(void);
