@@ -313,9 +313,9 @@ def test_full_disk(tmp_path, small):
     lines = write_lines(tmp_path / "requests.jsonl", requests)
     done = subprocess.run(command("--requests", lines, "--out", "/dev/full", "--system", system), capture_output=True, text=True)
     assert done.returncode == 1 and "/dev/full" in done.stderr and "space" in done.stderr
-    stats = subprocess.run(command("--requests", lines, "--out", tmp_path / "out", "--system", system, "--stats", "/dev/full/x"),
+    stats = subprocess.run(command("--requests", lines, "--out", tmp_path / "out", "--system", system, "--stats", "/dev/full"),
                            capture_output=True, text=True)
-    assert stats.returncode == 1 and "/dev/full/x" in stats.stderr and len(read_lines(tmp_path / "out")) == len(requests)
+    assert stats.returncode == 1 and "/dev/full" in stats.stderr and len(read_lines(tmp_path / "out")) == len(requests)
 
 
 def test_file_size_limit_leaves_whole_lines(tmp_path, small):

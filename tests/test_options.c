@@ -111,6 +111,8 @@ static void test_refuses(void) {
         {"--model m --modes relay,", "out of auto, relay, plain"},
         {"--model m --json=1", "--json: expected no value"},
         {"--model m --nothing 1", "unknown option --nothing"},
+        {"--model m --seed 99999999999999999999", "--seed: 99999999999999999999 is too large; at most 9223372036854775807"},
+        {"--model m -batch 3", "unexpected argument \"-batch\": options begin with two hyphens"},
         {"--model m stray", "unexpected argument \"stray\""},
         {"--model m -- x", "unexpected argument \"--\""},
         {"--model m --batch", "--batch needs a value"},
@@ -135,6 +137,7 @@ static void test_help(void) {
     CHECK_CONTAINS(said, "(default auto,plain)");
     CHECK_CONTAINS(said, "(default 1,7)");
     CHECK_CONTAINS(said, "the checkpoint (required)");
+    CHECK_CONTAINS(said, "of an option given twice, the later one counts");
     CHECK_CONTAINS(said, "  relay test --model m\n");
 }
 

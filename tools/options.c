@@ -206,12 +206,25 @@ static void print_accepted(FILE *out, const opt_spec *spec) {
     }
 }
 
+/* A number beyond a range whose end --help does not mention. */
+static bool is_too_large(const opt_spec *spec, const char *text) {
+    char *end;
+    bool whole = spec->kind == OPT_KIND_INT || spec->kind == OPT_KIND_INT64, bytes = spec->kind == OPT_KIND_BYTES;
+    if (!(whole && spec->max >= INT32_MAX) && !(bytes && spec->max == INT64_MAX)) return false;
+    double value = strtod(text, &end);
+    if (end == text || end != text + strspn(text, "0123456789")) return false;
+    if (bytes && *end != '\0' && end[1] == '\0') value *= (double)unit_of(*end++);
+    return *end == '\0' && value >= (double)spec->max;
+}
+
 /* A list takes any text, so that all that can be wrong is memory. */
 static int refuse(const opt_command *command, const opt_spec *spec, const char *text) {
     if (spec->kind == OPT_KIND_STRINGS) {
         fprintf(stderr, "%s: --%s: out of memory\n", command->name, spec->name);
         return 1;
     }
+    if (is_too_large(spec, text))
+        return opt_mistake(command, "--%s: %s is too large; at most %" PRId64, spec->name, text, spec->max);
     char accepted[512] = "";
     FILE *out = fmemopen(accepted, sizeof accepted, "w");
     if (out != NULL) {
@@ -317,7 +330,7 @@ void opt_help(const opt_command *command, FILE *out) {
         }
         print_option(out, spec->name, spec->value, text);
     }
-    print_option(out, "help", NULL, "this text");
+    print_option(out, "help", NULL, "this text (of an option given twice, the later one counts)");
     if (command->examples != NULL) fprintf(out, "\nExamples:\n%s", command->examples);
 }
 
@@ -334,6 +347,8 @@ static const opt_spec *find(const opt_command *command, const char *name, size_t
 /* Reads the option at argv[*at] and its value; returns -1 or an exit code. */
 static int parse_one(const opt_command *command, int argc, char **argv, int *at, uint64_t *seen) {
     const char *argument = argv[*at];
+    if (argument[0] == '-' && argument[1] != '-' && find(command, argument + 1, strcspn(argument + 1, "=")) != NULL)
+        return opt_mistake(command, "unexpected argument \"%s\": options begin with two hyphens", argument);
     if (strncmp(argument, "--", 2) != 0 || argument[2] == '\0')
         return opt_mistake(command, "unexpected argument \"%s\"", argument);
     const char *name = argument + 2;

@@ -218,7 +218,7 @@ int cmd_chat(int argc, char **argv) {
                    "be computed the next time. Ctrl-C stops an answer, Ctrl-D leaves; questions may also come from a "
                    "pipe, one a line.",
         .specs = specs, .num_specs = OPT_COUNT(specs),
-        .examples = "  relay chat --model models/gemma/model --system handbook.txt --cache-dir ~/.cache/relay\n"};
+        .examples = "  relay chat --model models/gemma/checkpoint --system handbook.txt --cache-dir ~/.cache/relay\n"};
     int code = opt_parse(&command, argc, argv);
     if (code < 0) code = serve_check(&command, &o.serve);
     if (code < 0) {

@@ -7,6 +7,7 @@
 #include "common/json_memory.h"
 #include "commands.h"
 #include "interrupts.h"
+#include "output_path.h"
 #include "progress.h"
 #include "request_source.h"
 #include "result_file.h"
@@ -290,21 +291,45 @@ static result_mode mode_of(const generate_options *o) {
     return o->force ? RESULTS_FORCE : RESULTS_NEW;
 }
 
+/* What is read must not be written over, nor one output over the other. */
+static bool apart(const char *option, const char *written, const char *other_option, const char *other) {
+    if (written == NULL || other == NULL || strcmp(written, "-") == 0 || strcmp(other, "-") == 0) return true;
+    if (!output_same_file(written, other)) return true;
+    fprintf(stderr, "relay generate: %s: is given for %s and for %s: that would be lost\n", written, option, other_option);
+    return false;
+}
+
+static bool check_outputs(const generate_run *run) {
+    const generate_options *o = run->options;
+    bool ok = apart("--out", o->out, "--requests", o->requests) && apart("--stats", o->stats, "--requests", o->requests) &&
+              apart("--stats", o->stats, "--out", o->out);
+    for (int32_t i = 0; ok && i < run->systems.count; i++)
+        ok = apart("--out", o->out, "--system", run->systems.items[i].path) &&
+             apart("--stats", o->stats, "--system", run->systems.items[i].path);
+    const char *problem = o->stats == NULL || strcmp(o->stats, "-") == 0 ? NULL : output_problem(o->stats);
+    if (ok && problem != NULL) fprintf(stderr, "relay generate: %s: %s\n", o->stats, problem);
+    return ok && problem == NULL;
+}
+
 /* Everything that can be refused is looked at before the output is touched, the cheap things first. */
 static bool prepare(generate_run *run) {
     const generate_options *o = run->options;
-    return system_prompts_read(&o->systems, &run->systems) && results_check(o->out, mode_of(o), &run->done) &&
+    return system_prompts_read(&o->systems, &run->systems) && check_outputs(run) &&
+           results_check(o->out, mode_of(o), &run->done) &&
            request_source_open(o->requests, &run->source) && open_engine(run) &&
            results_open(o->out, mode_of(o), &run->results);
 }
 
 static int finish(generate_run *run) {
+    const run_counts *c = &run->counts;
     bool ok = results_close(&run->results) && !run->broken && !run->source.failed;
     if (run->options->stats != NULL && !run_stats_write(run->options->stats, &run->counts, run->engine)) ok = false;
     if (run->stopping && ok) {
         explain_stop(run);
         return 128 + interrupts_seen();
     }
+    if (c->answered + c->failed + c->resumed + c->refused == 0)
+        fprintf(stderr, "relay generate: %s: holds no request\n", run->source.path);
     print_summary(run);
     return ok && run->counts.failed == 0 && run->counts.refused == 0 ? 0 : 1;
 }

@@ -21,6 +21,18 @@ static bool is_blank(const char *line) {
     return line[strspn(line, " \t\r")] == '\0';
 }
 
+/* What some editors put before the first line is no part of it. */
+static void skip_byte_order_mark(const request_source *s, char **line, size_t *size) {
+    static const char mark[] = "\xEF\xBB\xBF";
+    if (s->reader.number != 1 || strncmp(*line, mark, 3) != 0) return;
+    *line += 3;
+    *size -= 3;
+}
+
+static bool is_utf_16(const request_source *s, const char *line, size_t size) {
+    return s->reader.number == 1 && size >= 2 && (memcmp(line, "\xFF\xFE", 2) == 0 || memcmp(line, "\xFE\xFF", 2) == 0);
+}
+
 /* Notes an id; false where it is known, or memory is out. */
 static bool note_id(request_source *s, const char *id) {
     const id_entry *known = id_table_find(&s->ids, id);
@@ -36,6 +48,7 @@ static bool see_through(request_source *s) {
     bool torn, ok = true;
     line_status status;
     while ((status = line_reader_next(&s->reader, true, &line, &size, &torn)) == LINE_READY) {
+        skip_byte_order_mark(s, &line, &size);
         if (is_blank(line)) continue;
         request_line request;
         /* what is no request is named when its turn comes */
@@ -86,7 +99,12 @@ line_status request_source_next(request_source *s, bool wait, request_line *out)
         line_status status = line_reader_next(&s->reader, wait, &line, &size, &torn);
         if (status == LINE_FAILED) s->failed = !complain_reading(s->path);
         if (status != LINE_READY) return status;
+        skip_byte_order_mark(s, &line, &size);
         if (is_blank(line)) continue;
+        if (is_utf_16(s, line, size)) {
+            s->failed = !complain(s->path, "is UTF-16: requests are read as UTF-8");
+            return LINE_FAILED;
+        }
         bool good = request_line_parse(line, size, out);
         if (!good) fprintf(stderr, "relay generate: %s: line %ld: %s\n", s->path, s->reader.number, out->problem);
         else if (!s->seen_through) good = note_id(s, out->id);

@@ -11,6 +11,7 @@
 
 #include "common/json_memory.h"
 #include "line_reader.h"
+#include "output_path.h"
 #include "request_line.h"
 
 static bool complain(const char *path, const char *what) {
@@ -67,10 +68,10 @@ static bool check_resumable(const char *path, id_table *done) {
 bool results_check(const char *path, result_mode mode, id_table *done) {
     struct stat info;
     if (strcmp(path, "-") == 0) return true;
+    const char *problem = output_problem(path);
+    if (problem != NULL) return complain(path, problem);
     if (mode == RESULTS_RESUME) return check_resumable(path, done);
-    if (stat(path, &info) != 0) return errno == ENOENT || complain(path, strerror(errno));
-    if (S_ISDIR(info.st_mode)) return complain(path, "is a directory");
-    if (mode == RESULTS_NEW && S_ISREG(info.st_mode) && info.st_size > 0)
+    if (mode == RESULTS_NEW && stat(path, &info) == 0 && S_ISREG(info.st_mode) && info.st_size > 0)
         return complain(path, "holds answers already; --resume goes on with it, --force replaces it");
     return true;
 }

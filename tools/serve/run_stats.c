@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "common/json_memory.h"
@@ -93,17 +94,29 @@ static bool replace_file(const char *path, const char *text) {
     return complain(path);
 }
 
+/* A pipe, /dev/null: what is there stays what it is. */
+static bool write_device(const char *path, const char *text) {
+    FILE *file = fopen(path, "w");
+    bool ok = put(file, text);
+    int error = errno;
+    if (file != NULL && fclose(file) != 0 && ok) ok = false, error = errno;
+    errno = error;
+    return ok || complain(path);
+}
+
 bool run_stats_write(const char *path, const run_counts *counts, const eng_engine *engine) {
     eng_json_watch();
     json_t *o = json_object();
     add_counts(o, counts);
     add_engine(o, engine);
+    struct stat info;
     char *text = json_dumps(o, JSON_INDENT(2) | JSON_REAL_PRECISION(9));
     json_decref(o);
     errno = ENOMEM;
     bool ok = text != NULL && !eng_json_starved();
     if (!ok) complain(path);
     else if (strcmp(path, "-") == 0) ok = put(stdout, text) || complain("stdout");
+    else if (stat(path, &info) == 0 && !S_ISREG(info.st_mode)) ok = write_device(path, text);
     else ok = replace_file(path, text);
     free(text);
     return ok;

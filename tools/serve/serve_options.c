@@ -2,6 +2,7 @@
 
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 
 #include "common/file_map.h"
 
@@ -39,6 +40,10 @@ eng_stops serve_stops(const serve_options *o) {
 
 int serve_check(const opt_command *command, const serve_options *o) {
     eng_error err;
+    struct stat info;
+    if (stat(o->model, &info) == 0 && !S_ISDIR(info.st_mode))
+        return opt_mistake(command, "--model: %s is a file: the directory that it lies in is what counts", o->model);
+    if (o->model[0] == '\0') return opt_mistake(command, "--model: the name of the directory is empty");
     eng_sampling sampling = serve_sampling(o);
     if (!eng_sampling_check(&sampling, &err)) return opt_mistake(command, "%s", err.text);
     for (int32_t i = 0; i < o->stops.count; i++)

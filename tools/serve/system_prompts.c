@@ -19,6 +19,10 @@ static bool read_one(const char *given, system_prompt *out) {
             return false;
         }
     }
+    if (out->path[0] == '\0') {
+        fprintf(stderr, "%s: --system %s: no file is named\n", command, given);
+        return false;
+    }
     out->text = serve_read_text(command, out->path);
     return out->text != NULL;
 }
