@@ -23,7 +23,8 @@ struct eng_engine {
     eng_prompt_set *prompts;
     int32_t num_prompts;
     char **systems;           /* [num_prompts] texts; NULL where the prompt was given as tokens */
-    size_t system_room;
+    eng_talk_stem *stems;     /* [num_prompts] what their conversations begin with */
+    size_t system_room, stem_room;
     int32_t *nodes;           /* [num_prompts] its index in the set, or -1: too short to share */
     size_t node_room;
     int32_t num_shared;
@@ -178,8 +179,12 @@ void eng_engine_close(eng_engine *e) {
     eng_kv_pool_destroy(e->pool);
     eng_prompt_set_destroy(e->prompts);
     relay_prompt_cache_destroy(e->cache);
-    for (int32_t i = 0; i < e->num_prompts; i++) free(e->systems[i]);
+    for (int32_t i = 0; i < e->num_prompts; i++) {
+        free(e->systems[i]);
+        eng_talk_stem_free(&e->stems[i]);
+    }
     free(e->systems);
+    free(e->stems);
     free(e->nodes);
     eng_template_match_free(&e->match);
     eng_tokenizer_free(e->tokenizer);
@@ -195,19 +200,32 @@ static bool check_prompt_size(const eng_engine *e, int32_t count, eng_error *err
     return count < most || eng_fail(err, "%d tokens; the model takes %d, answers included", (int)count, (int)most);
 }
 
-/* `text` becomes the engine's, or is freed. */
-static bool add_prompt(eng_engine *e, char *text, const int32_t *tokens, int32_t count, eng_error *err) {
-    char **systems = eng_grow(e->systems, &e->system_room, (size_t)e->num_prompts + 1, sizeof *systems, err);
-    if (systems != NULL) e->systems = systems;
-    int32_t *nodes = systems == NULL ? NULL : eng_grow(e->nodes, &e->node_room, (size_t)e->num_prompts + 1, sizeof *nodes, err);
-    if (nodes != NULL) e->nodes = nodes;
-    if (nodes == NULL || !check_prompt_size(e, count, err) ||
+static bool reserve_prompt(eng_engine *e, eng_error *err) {
+    size_t need = (size_t)e->num_prompts + 1;
+    char **systems = eng_grow(e->systems, &e->system_room, need, sizeof *systems, err);
+    if (systems == NULL) return false;
+    e->systems = systems;
+    eng_talk_stem *stems = eng_grow(e->stems, &e->stem_room, need, sizeof *stems, err);
+    if (stems == NULL) return false;
+    e->stems = stems;
+    int32_t *nodes = eng_grow(e->nodes, &e->node_room, need, sizeof *nodes, err);
+    if (nodes == NULL) return false;
+    e->nodes = nodes;
+    return true;
+}
+
+/* `text` and *stem become the engine's, or are freed. */
+static bool add_prompt(eng_engine *e, char *text, eng_talk_stem *stem, const int32_t *tokens, int32_t count,
+                       eng_error *err) {
+    if (!reserve_prompt(e, err) || !check_prompt_size(e, count, err) ||
         (count > 0 && !eng_prompt_set_add(e->prompts, tokens, count, err))) {
         free(text);
+        eng_talk_stem_free(stem);
         return false;
     }
-    nodes[e->num_prompts] = count > 0 ? e->num_shared++ : -1;
-    systems[e->num_prompts++] = text;
+    e->nodes[e->num_prompts] = count > 0 ? e->num_shared++ : -1;
+    e->stems[e->num_prompts] = *stem;
+    e->systems[e->num_prompts++] = text;
     return true;
 }
 
@@ -215,15 +233,20 @@ bool eng_engine_add_prompt(eng_engine *e, const char *name, const char *text, en
     char *copy = strdup(text);
     if (copy == NULL) return eng_fail(err, "%s: out of memory", name);
     eng_tokens tokens = {0};
-    bool ok = eng_talk_shared(&e->talk, copy, &tokens, err);
-    if (ok) ok = add_prompt(e, copy, tokens.ids, (int32_t)tokens.count, err);
+    eng_talk_stem stem;
+    bool ok = eng_talk_prepare(&e->talk, copy, &stem, err);
+    if (ok && !eng_talk_shared(&e->talk, copy, &tokens, err)) {
+        eng_talk_stem_free(&stem);
+        ok = false;
+    }
+    if (ok) ok = add_prompt(e, copy, &stem, tokens.ids, (int32_t)tokens.count, err);
     else free(copy);
     eng_tokens_free(&tokens);
     return ok || eng_fail_in(err, name);
 }
 
 bool eng_engine_add_prompt_tokens(eng_engine *e, const int32_t *tokens, int32_t count, eng_error *err) {
-    return add_prompt(e, NULL, tokens, count, err);
+    return add_prompt(e, NULL, &(eng_talk_stem){0}, tokens, count, err);
 }
 
 /* ---- requests ----------------------------------------------------------- */
@@ -304,7 +327,8 @@ static void limit_answer(const eng_engine *e, eng_request *r, int32_t max_tokens
 static bool fill_answer(eng_engine *e, const eng_submission *s, eng_answer *a, eng_error *err) {
     eng_request *r = &a->request;
     const char *system = s->prompt >= 0 ? e->systems[s->prompt] : NULL;
-    bool ok = s->text != NULL ? eng_talk_begin(&e->talk, system, s->text, &r->tokens, err)
+    const eng_talk_stem none = {0}, *stem = s->prompt >= 0 ? &e->stems[s->prompt] : &none;
+    bool ok = s->text != NULL ? eng_talk_begin_on(&e->talk, stem, system, s->text, &r->tokens, err)
                               : eng_tokens_append(&r->tokens, s->tokens, (size_t)s->num_tokens, err);
     if (!ok || (e->tokenizer != NULL && !eng_decoder_start(e->tokenizer, true, &a->decoder, err))) return false;
     limit_answer(e, r, s->max_tokens, s->shorten);

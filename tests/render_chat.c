@@ -24,9 +24,25 @@ static bool choose_format(eng_talk *talk, const char *dir, const char *name, eng
     return talk->format != NULL || eng_fail(err, "no template %s", name);
 }
 
+static bool same_tokens(const eng_tokens *a, const eng_tokens *b) {
+    return a->count == b->count && (a->count == 0 || memcmp(a->ids, b->ids, a->count * sizeof *a->ids) == 0);
+}
+
+/* The conversation as one text, and on the stem of its system text. */
+static bool begin_both_ways(const eng_talk *talk, const char *system, const char *user, eng_tokens *out, eng_error *err) {
+    eng_talk_stem stem;
+    eng_tokens on_stem = {0};
+    if (!eng_talk_begin(talk, system, user, out, err) || !eng_talk_prepare(talk, system, &stem, err)) return false;
+    bool ok = eng_talk_begin_on(talk, &stem, system, user, &on_stem, err);
+    if (ok && !same_tokens(out, &on_stem)) ok = eng_fail(err, "other tokens on the stem of %zu bytes", stem.size);
+    eng_talk_stem_free(&stem);
+    eng_tokens_free(&on_stem);
+    return ok;
+}
+
 static bool print_tokens(const eng_talk *talk, const char *system, const char *user, eng_error *err) {
     eng_tokens tokens = {0};
-    bool ok = eng_talk_begin(talk, strcmp(system, "-") == 0 ? NULL : system, user, &tokens, err);
+    bool ok = begin_both_ways(talk, strcmp(system, "-") == 0 ? NULL : system, user, &tokens, err);
     printf("%s", talk->format->name);
     for (size_t i = 0; ok && i < tokens.count; i++) printf(" %d", (int)tokens.ids[i]);
     putchar('\n');

@@ -81,10 +81,33 @@ def compare_decoding(reference, model_dir, count=2000):
         assert got == want, explain(ids, got, want)
 
 
+def settled_texts(lines, specials, count=4000):
+    """Pairs of texts of which the second follows the first; many are torn within an added token or in white space."""
+    rng = random.Random(3)
+    marks = [s.encode() for s in rng.sample(specials, min(len(specials), 40))] + [b" ", b"\n\n", b"<sep>  \n  x", b"\xf0\x9f"]
+    for _ in range(count):
+        parts = [part for _ in range(rng.randrange(1, 6))
+                 for part in (rng.choice(lines)[:rng.randrange(60) if rng.randrange(2) else 0], rng.choice(marks))]
+        at = rng.randrange(len(parts[-1]) + 1)
+        yield b"".join(parts[:-1]) + parts[-1][:at], parts[-1][at:] + rng.choice(marks) + rng.choice(lines)[:20]
+
+
+def check_settled(model_dir, lines, specials):
+    """What is said to be settled gives, with the rest, the tokens of the whole (tokenize_lines checks); returns how
+    often something was."""
+    pairs = list(settled_texts(lines, specials))
+    answers = Answers(ask(model_dir, [b"s" + b"".join(struct.pack("<I", len(t)) + t for t in pair) for pair in pairs]))
+    settled = [answers.numbers(1)[0] for _ in pairs]
+    assert answers.at == len(answers.data) and all(s <= len(p[0]) for s, p in zip(settled, pairs))
+    return sum(s > 0 for s in settled)
+
+
 def compare(reference, model_dir):
     specials = [t.content for t in reference.get_added_tokens_decoder().values()]
-    compare_lines(reference, model_dir, tokenizer_texts.lines(LINES, specials))
+    lines = tokenizer_texts.lines(LINES, specials)
+    compare_lines(reference, model_dir, lines)
     compare_decoding(reference, model_dir)
+    assert check_settled(model_dir, lines, specials) > 100
 
 
 @pytest.mark.parametrize("name", sorted(tokenizer_shapes.SHAPES))

@@ -2,6 +2,8 @@
  * test_tokenizer_equal.py.  Numbers are little-endian uint32.  A request is
  *   'e' add_special skip_special size bytes   -> count ids, size text   (the ids, and their decoding)
  *   'd' skip_special count ids                -> size text
+ *   's' size bytes size bytes                 -> how much of the first text is settled whatever follows it
+ * For the last the program fails where both texts in one give other tokens than what is settled and the rest.
  * Every decoding is done at once and token by token; the program fails where the two differ. */
 #include <stdio.h>
 #include <stdlib.h>
@@ -81,14 +83,64 @@ static bool answer_decode(const eng_tokenizer *tokenizer) {
     return ok;
 }
 
+static char *read_text(uint32_t *size) {
+    char *text = read_number(size) ? malloc(*size + 1) : NULL;
+    if (text != NULL && fread(text, 1, *size, stdin) == *size) return text;
+    free(text);
+    return NULL;
+}
+
+static bool same_tokens(const eng_tokens *a, const eng_tokens *b) {
+    return a->count == b->count && (a->count == 0 || memcmp(a->ids, b->ids, a->count * sizeof *a->ids) == 0);
+}
+
+static bool check_settled(const eng_tokenizer *tokenizer, const char *text, size_t size, size_t settled) {
+    eng_tokens whole = {0}, parts = {0};
+    eng_error err = {0};
+    bool ok = eng_tokenizer_encode(tokenizer, text, size, false, &whole, &err) &&
+              eng_tokenizer_encode(tokenizer, text, settled, false, &parts, &err) &&
+              eng_tokenizer_encode(tokenizer, text + settled, size - settled, false, &parts, &err);
+    if (!ok) fail(err.text);
+    if (ok && !same_tokens(&whole, &parts)) {
+        fprintf(stderr, "settled %zu of %zu: %.*s|%.*s\n", settled, size, (int)settled, text, (int)(size - settled), text + settled);
+        ok = fail("what is settled and the rest give other tokens than the whole");
+    }
+    eng_tokens_free(&whole);
+    eng_tokens_free(&parts);
+    return ok;
+}
+
+static bool answer_settled(const eng_tokenizer *tokenizer) {
+    uint32_t size, more;
+    char *text = read_text(&size), *rest = text == NULL ? NULL : read_text(&more);
+    char *both = rest == NULL ? NULL : realloc(text, (size_t)size + more + 1);
+    if (both == NULL) {
+        free(text);
+        free(rest);
+        return fail("truncated request");
+    }
+    size_t settled = eng_tokenizer_settled(tokenizer, both, size);
+    memcpy(both + size, rest, more);
+    write_number((uint32_t)settled);
+    bool ok = settled <= size && check_settled(tokenizer, both, size + more, settled);
+    free(both);
+    free(rest);
+    return ok;
+}
+
+static bool answer(const eng_tokenizer *tokenizer, int kind) {
+    if (kind == 'e') return answer_encode(tokenizer);
+    if (kind == 'd') return answer_decode(tokenizer);
+    return kind == 's' ? answer_settled(tokenizer) : fail("unknown request");
+}
+
 int main(int argc, char **argv) {
     eng_error err = {0};
     eng_tokenizer *tokenizer;
     if (argc != 2) return fail("usage: tokenize_lines MODEL_DIR") + 2;
     if (!eng_tokenizer_load(argv[1], &tokenizer, &err)) return fail(err.text) + 1;
     bool ok = true;
-    for (int kind; ok && (kind = getchar()) != EOF;)
-        ok = kind == 'e' ? answer_encode(tokenizer) : kind == 'd' ? answer_decode(tokenizer) : fail("unknown request");
+    for (int kind; ok && (kind = getchar()) != EOF;) ok = answer(tokenizer, kind);
     eng_tokenizer_free(tokenizer);
     return ok && fflush(stdout) == 0 ? 0 : 1;
 }

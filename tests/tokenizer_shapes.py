@@ -139,6 +139,16 @@ def flags():
     return t
 
 
+def byte_flags():
+    """The same where white space is text, and tokens that lie within others."""
+    t = byte_level(WORDS % "{1,3}", [])
+    t.add_tokens([AddedToken(s, normalized=False) for s in ("{ab}", "({ab})", "b}", "b})", "word", " \n", "\n ")])
+    t.add_tokens([AddedToken("[Word]", single_word=True, normalized=False), AddedToken("al", single_word=True, normalized=False)])
+    t.add_special_tokens([special("<mask>", lstrip=True), special("<sep>", rstrip=True),
+                          special("<both>", lstrip=True, rstrip=True)])
+    return t
+
+
 def forms(form):
     return lambda: word_level(pre_tokenizers.Sequence([
         pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation(), pre_tokenizers.Digits(individual_digits=False)]),
@@ -179,7 +189,7 @@ def no_byte_fallback():
 
 SHAPES = {
     "llama2": llama2, "llama3": llama3, "mistral_v3": mistral_v3, "tekken": tekken, "qwen2": qwen2, "qwen3": qwen3,
-    "gemma3": gemma3, "gpt2": gpt2, "flags": flags, "nfd": forms(normalizers.NFD), "nfkd": forms(normalizers.NFKD),
+    "gemma3": gemma3, "gpt2": gpt2, "flags": flags, "byte_flags": byte_flags, "nfd": forms(normalizers.NFD), "nfkd": forms(normalizers.NFKD),
     "nfkc": forms(normalizers.NFKC), "nfc": forms(normalizers.NFC),
     "removed": behaviour("removed", " ", False), "isolated": behaviour("isolated", Regex(r"\d+| "), False),
     "merged_with_next": behaviour("merged_with_next", Regex(r"\s+"), False),

@@ -2,14 +2,69 @@
 
 #include <string.h>
 
-bool eng_talk_begin(const eng_talk *talk, const char *system, const char *user, eng_tokens *out, eng_error *err) {
-    eng_bytes text = {0};
+static const char *system_of(const eng_talk *talk, const char *system) {
+    return system != NULL ? system : talk->default_system;
+}
+
+static bool append_bos(const eng_talk *talk, eng_tokens *out, eng_error *err) {
     int32_t bos = talk->writes_bos ? eng_tokenizer_bos(talk->tokenizer) : -1;
-    bool ok = (bos < 0 || eng_tokens_append(out, &bos, 1, err)) &&
-              eng_template_render(talk->format, system != NULL ? system : talk->default_system, user, &text, err) &&
-              eng_tokenizer_encode(talk->tokenizer, text.data, text.size, eng_template_is_raw(talk->format), out, err);
+    return bos < 0 || eng_tokens_append(out, &bos, 1, err);
+}
+
+bool eng_talk_begin_on(const eng_talk *talk, const eng_talk_stem *stem, const char *system, const char *user,
+                       eng_tokens *out, eng_error *err) {
+    eng_bytes text = {0};
+    size_t size = stem->size, first = out->count;
+    bool ok = eng_template_render(talk->format, system_of(talk, system), user, &text, err) &&
+              (size > 0 ? eng_tokens_append(out, stem->tokens.ids, stem->tokens.count, err) : append_bos(talk, out, err)) &&
+              eng_tokenizer_encode(talk->tokenizer, text.data + size, text.size - size,
+                                   size == 0 && eng_template_is_raw(talk->format), out, err);
     eng_bytes_free(&text);
+    if (!ok) out->count = first;
     return ok;
+}
+
+bool eng_talk_begin(const eng_talk *talk, const char *system, const char *user, eng_tokens *out, eng_error *err) {
+    return eng_talk_begin_on(talk, &(eng_talk_stem){0}, system, user, out, err);
+}
+
+/* Whether the tokeniser's own special tokens all come before a text. */
+static bool only_begins(const eng_tokenizer *tokenizer, bool *out, eng_error *err) {
+    eng_tokens plain = {0}, whole = {0};
+    bool ok = eng_tokenizer_encode(tokenizer, "a", 1, false, &plain, err) &&
+              eng_tokenizer_encode(tokenizer, "a", 1, true, &whole, err);
+    size_t more = whole.count - plain.count;
+    *out = ok && plain.count > 0 && whole.count >= plain.count &&
+           memcmp(whole.ids + more, plain.ids, plain.count * sizeof *plain.ids) == 0;
+    eng_tokens_free(&plain);
+    eng_tokens_free(&whole);
+    return ok;
+}
+
+static bool fill_stem(const eng_talk *talk, const eng_bytes *text, eng_talk_stem *out, eng_error *err) {
+    bool raw = eng_template_is_raw(talk->format), settles = true;
+    if (text->size == 0 || (raw && !only_begins(talk->tokenizer, &settles, err))) return text->size == 0;
+    size_t size = settles ? eng_tokenizer_settled(talk->tokenizer, text->data, text->size) : 0;
+    if (size == 0) return true;
+    if (!append_bos(talk, &out->tokens, err) ||
+        !eng_tokenizer_encode(talk->tokenizer, text->data, size, raw, &out->tokens, err))
+        return false;
+    out->size = size;
+    return true;
+}
+
+bool eng_talk_prepare(const eng_talk *talk, const char *system, eng_talk_stem *out, eng_error *err) {
+    eng_bytes text = {0};
+    *out = (eng_talk_stem){0};
+    bool ok = eng_template_render_open(talk->format, system_of(talk, system), &text, err) && fill_stem(talk, &text, out, err);
+    eng_bytes_free(&text);
+    if (!ok) eng_talk_stem_free(out);
+    return ok;
+}
+
+void eng_talk_stem_free(eng_talk_stem *stem) {
+    eng_tokens_free(&stem->tokens);
+    *stem = (eng_talk_stem){0};
 }
 
 /* The model may have closed its answer itself: nothing up to that token is said twice. */

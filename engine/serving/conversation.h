@@ -15,6 +15,21 @@ typedef struct eng_talk {
 /* Appends the tokens of a conversation up to where its first answer begins.  `system` NULL: none. */
 bool eng_talk_begin(const eng_talk *talk, const char *system, const char *user, eng_tokens *out, eng_error *err);
 
+/* What all conversations under one system text begin with, tokenised once: the first `size` bytes of their texts.
+ * All zero: nothing. */
+typedef struct eng_talk_stem {
+    eng_tokens tokens;
+    size_t size;
+} eng_talk_stem;
+
+/* Only as far as the tokens are the same whatever the user says (eng_tokenizer_settled). */
+bool eng_talk_prepare(const eng_talk *talk, const char *system, eng_talk_stem *out, eng_error *err);
+void eng_talk_stem_free(eng_talk_stem *stem);
+
+/* The same tokens as eng_talk_begin's; `stem` is the one of this system text. */
+bool eng_talk_begin_on(const eng_talk *talk, const eng_talk_stem *stem, const char *system, const char *user,
+                       eng_tokens *out, eng_error *err);
+
 /* Appends what follows an answer, up to where the next one begins.  `tokens` end in the answer, with or
  * without the token that closes it. */
 bool eng_talk_go_on(const eng_talk *talk, const char *user, eng_tokens *tokens, eng_error *err);

@@ -131,14 +131,19 @@ static bool render_raw(const char *system, const char *user, eng_bytes *out, eng
            eng_bytes_append_string(out, user, err);
 }
 
-bool eng_template_render(const eng_template *t, const char *system, const char *user, eng_bytes *out, eng_error *err) {
-    if (eng_template_is_raw(t)) return render_raw(system, user, out, err);
+bool eng_template_render_open(const eng_template *t, const char *system, eng_bytes *out, eng_error *err) {
+    if (eng_template_is_raw(t)) return system == NULL || eng_bytes_append_string(out, system, err);
     if (system == NULL) system = t->default_system;
     if (!eng_bytes_append_string(out, t->begin, err)) return false;
     if (!t->system_in_turn && !append_system(t, system, out, err)) return false;
     if (!eng_bytes_append_string(out, t->turn_open, err)) return false;
-    if (t->system_in_turn && !append_system(t, system, out, err)) return false;
-    return append_user(t, user, system != NULL, out, err);
+    return !t->system_in_turn || append_system(t, system, out, err);
+}
+
+bool eng_template_render(const eng_template *t, const char *system, const char *user, eng_bytes *out, eng_error *err) {
+    if (eng_template_is_raw(t)) return render_raw(system, user, out, err);
+    return eng_template_render_open(t, system, out, err) &&
+           append_user(t, user, system != NULL || t->default_system != NULL, out, err);
 }
 
 bool eng_template_render_next(const eng_template *t, const char *user, eng_bytes *out, eng_error *err) {

@@ -41,6 +41,9 @@ const char *eng_template_names(void);
 /* Appends the conversation up to where the answer to `user` begins.  `system` NULL: the default, or none. */
 bool eng_template_render(const eng_template *t, const char *system, const char *user, eng_bytes *out, eng_error *err);
 
+/* Appends what every such conversation begins with, whatever `user` is. */
+bool eng_template_render_open(const eng_template *t, const char *system, eng_bytes *out, eng_error *err);
+
 /* Appends what stands between an answer and the next one. */
 bool eng_template_render_next(const eng_template *t, const char *user, eng_bytes *out, eng_error *err);
 

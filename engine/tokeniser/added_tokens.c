@@ -249,21 +249,26 @@ static bool add_gap(const char *text, const eng_piece *piece, size_t begin, size
     return eng_splits_add_text(out, text + begin, end - begin, eng_front_within(piece->front, begin, end), err);
 }
 
+/* The token at `at`, or NULL; *length is how far the search goes on either way. */
+static const eng_added_token *match_at(const eng_added_tokens *added, const eng_token_tree *tree, const char *text,
+                                       size_t size, size_t at, size_t *length) {
+    *length = 1;
+    if (tree->first[(unsigned char)text[at]] == 0) return NULL;
+    int32_t index = longest_match(tree, text + at, size - at, length);
+    const eng_added_token *token = index < 0 ? NULL : &added->list[index];
+    if (token != NULL && token->single_word && !stands_alone(text, size, at, at + *length)) return NULL;
+    return token;
+}
+
 /* The search goes on after the token itself, whatever space it takes along: as in the package, a token found in
  * such space counts too. */
 static bool split_piece(const eng_added_tokens *added, const eng_token_tree *tree, const char *text,
                         const eng_piece *piece, eng_splits *out, eng_error *err) {
     size_t covered = 0, length = 0;
     for (size_t at = 0; at < piece->size; at += length) {
-        int32_t index = tree->first[(unsigned char)text[at]] == 0
-                            ? -1 : longest_match(tree, text + at, piece->size - at, &length);
-        if (index < 0) {
-            length = 1;
-            continue;
-        }
-        const eng_added_token *token = &added->list[index];
+        const eng_added_token *token = match_at(added, tree, text, piece->size, at, &length);
+        if (token == NULL) continue;
         size_t begin = at, end = at + length;
-        if (token->single_word && !stands_alone(text, piece->size, begin, end)) continue;
         if (token->lstrip) begin = spaces_before(text, begin, covered);
         if (token->rstrip) end = spaces_after(text, piece->size, end);
         if (!add_gap(text, piece, covered, begin, out, err) || !eng_splits_add_token(out, token->id, err)) return false;
@@ -283,4 +288,34 @@ bool eng_added_tokens_split(const eng_added_tokens *added, bool normalized, cons
         if (!ok) return false;
     }
     return true;
+}
+
+/* Whether all of the text begins a token that is longer. */
+static bool may_go_on(const eng_token_tree *tree, const char *text, size_t size) {
+    uint32_t node = 0;
+    for (size_t i = 0; i < size; i++)
+        if ((node = find_child(tree, node, (unsigned char)text[i])) == 0) return false;
+    return tree->nodes[node].child != 0;
+}
+
+/* A token that takes no space along, nor looks at what stands beside it, nor is looked at by its left neighbour. */
+static bool cuts_cleanly(const eng_added_token *token, const char *text, size_t size) {
+    size_t length;
+    return !token->lstrip && !token->rstrip && !token->single_word && !eng_unicode_is_word(eng_utf8_decode(text, size, &length));
+}
+
+size_t eng_added_tokens_settled(const eng_added_tokens *added, const char *text, size_t size) {
+    size_t settled = 0, length;
+    for (size_t at = 0; at < size && !may_go_on(&added->plain, text + at, size - at); at += length) {
+        const eng_added_token *token = match_at(added, &added->plain, text, size, at, &length);
+        if (token != NULL && cuts_cleanly(token, text + at, size - at)) settled = at;
+    }
+    return settled;
+}
+
+bool eng_added_tokens_hold_space(const eng_added_tokens *added) {
+    size_t length;
+    for (size_t at = 0; at < added->texts.size; at += length)
+        if (eng_unicode_is_space(eng_utf8_decode(added->texts.data + at, added->texts.size - at, &length))) return true;
+    return false;
 }

@@ -236,3 +236,7 @@ bool eng_normalizer_apply(const eng_normalizer *normalizer, eng_bytes *text, siz
     eng_bytes_free(&out);
     return ok;
 }
+
+bool eng_normalizer_is_none(const eng_normalizer *normalizer) {
+    return normalizer->count == 0;
+}

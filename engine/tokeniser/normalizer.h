@@ -20,4 +20,7 @@ void eng_normalizer_free(eng_normalizer *normalizer);
 bool eng_normalizer_apply(const eng_normalizer *normalizer, eng_bytes *text, size_t *front, eng_spans *spans,
                           eng_error *err);
 
+/* Whether it leaves every text as it is. */
+bool eng_normalizer_is_none(const eng_normalizer *normalizer);
+
 #endif

@@ -227,3 +227,9 @@ bool eng_pretokenizer_apply(const eng_pretokenizer *pretokenizer, eng_splits *sp
     }
     return true;
 }
+
+bool eng_pretokenizer_drops_space(const eng_pretokenizer *pretokenizer) {
+    const step *s = pretokenizer->steps;
+    return pretokenizer->count == 1 &&
+           (s->kind == WORDS || (s->kind == CLASS && s->is_member == eng_unicode_is_space && s->behavior == ENG_REMOVED));
+}

@@ -18,4 +18,7 @@ void eng_pretokenizer_free(eng_pretokenizer *pretokenizer);
 bool eng_pretokenizer_apply(const eng_pretokenizer *pretokenizer, eng_splits *splits, eng_splits *spare,
                             eng_spans *spans, eng_error *err);
 
+/* Whether it cuts at every white space, drops it, and looks at nothing beyond it. */
+bool eng_pretokenizer_drops_space(const eng_pretokenizer *pretokenizer);
+
 #endif

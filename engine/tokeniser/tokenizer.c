@@ -138,6 +138,20 @@ bool eng_tokenizer_encode(const eng_tokenizer *t, const char *text, size_t size,
     return ok;
 }
 
+static size_t last_space(const char *text, size_t size) {
+    while (size > 0 && text[size - 1] != ' ' && text[size - 1] != '\n') size--;
+    return size > 0 ? size - 1 : 0;
+}
+
+size_t eng_tokenizer_settled(const eng_tokenizer *t, const char *text, size_t size) {
+    if (!eng_utf8_is_valid(text, size)) return 0;
+    size_t settled = eng_added_tokens_settled(&t->added, text, size), space = 0;
+    if (eng_normalizer_is_none(t->normalizer) && eng_pretokenizer_drops_space(t->pretokenizer) &&
+        !eng_added_tokens_hold_space(&t->added))
+        space = last_space(text, size);
+    return space > settled ? space : settled;
+}
+
 /* The text that the decoder gets for an id; NULL where the id has no token. */
 static const char *decoded_text(const eng_tokenizer *t, int32_t id, bool skip_special, size_t *size) {
     const eng_added_token *added = eng_added_tokens_by_id(&t->added, id);
