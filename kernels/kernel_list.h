@@ -49,6 +49,8 @@ enum { RELAYI_SCRATCH_AMX = 848 * 1024 };
       RELAYI_DOES_ALL, 1, 16, 12, RELAYI_SCRATCH_X86_16BIT)                                    \
     X(bf16_amx, RELAYI_DT_BF16, RELAYI_NEEDS_AMX, RELAYI_DOES_ALL, 1, 16, 16,                  \
       RELAYI_SCRATCH_AMX)                                                                      \
+    X(bf16_few_amx, RELAYI_DT_BF16, RELAYI_NEEDS_AMX, RELAYI_DOES_ALL | RELAYI_BITS_BY_CALL,   \
+      1, 16, 16, RELAYI_SCRATCH_AMX)                                                           \
     X(bf16_split_amx, RELAYI_DT_BF16, RELAYI_NEEDS_AMX, RELAYI_DOES_ALL, 0, 16, 16,            \
       RELAYI_SCRATCH_AMX)
 #define RELAYI_PACK_LIST_X86(X)                      \

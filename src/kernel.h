@@ -17,7 +17,7 @@
  *     tile around it may be read (packed padding is zero; paged and contiguous memory is
  *     read for tokens in [begin, end) alone);
  *   - a row's result depends on its own query, range and the tokens, never on which other rows
- *     are in the call;
+ *     are in the call (unless the kernel is marked RELAYI_BITS_BY_CALL: then up to rounding);
  *   - score = soft_cap(scale * <q, k>) + slope * (span position + n - query position);
  *   - NaN in a visible query, key or value makes the row NaN;
  *   - accumulation is float32; a kernel may round probabilities (and queries, if it is chosen
@@ -52,6 +52,13 @@ typedef struct relayi_range {
     int32_t distance;  /* query position - span position (ALiBi: bias = slope * (n - distance)) */
 } relayi_range;
 
+/* Memory that the next call will read: `rows` rows of `bytes` bytes, `stride` bytes apart. */
+typedef struct relayi_soon {
+    const char *at;
+    int64_t stride;
+    int32_t rows, bytes;
+} relayi_soon;
+
 typedef struct relayi_attend_args {
     int32_t rows;     /* 1..RELAYI_MAX_ROWS */
     int32_t head_dim; /* multiple of 8, 8..256 */
@@ -66,9 +73,15 @@ typedef struct relayi_attend_args {
     float *max;                /* [rows] */
     float *sum;                /* [rows] */
     void *scratch;             /* `scratch_bytes` of the kernel, 64-byte aligned, this thread's */
+    const relayi_soon *soon;   /* [num_soon]: a hint, for a kernel that has time to fetch */
+    int32_t num_soon;
 } relayi_attend_args;
 
 typedef void relayi_attend_fn(const relayi_attend_args *args);
+
+/* The same for several kv heads: the calls differ in query, kv, acc, max, sum and slope alone, and
+ * the first one's `soon` stands for all. */
+typedef void relayi_attend_heads_fn(const relayi_attend_args *calls, int32_t num_calls);
 
 /* Packs `count` <= 64 tokens (from kv, which is not packed, starting at token `begin`) as tile
  * number 0 at key_tile and value_tile, padding up to 64 with zeros. */
@@ -81,7 +94,8 @@ enum {
     RELAYI_DOES_SOFT_CAP = 1,
     RELAYI_DOES_ALIBI = 2,
     RELAYI_DOES_SINK_TOKENS = 4,
-    RELAYI_DOES_ALL = 7
+    RELAYI_DOES_ALL = 7,
+    RELAYI_BITS_BY_CALL = 8 /* a row's last bits depend on the rows beside it: for `few` alone */
 };
 
 /* One attend kernel with what the driver must know of it, as data. */
@@ -97,7 +111,7 @@ typedef struct relayi_attend_kernel {
     size_t scratch_bytes;      /* for RELAYI_MAX_ROWS rows of head dim 256 */
     /* Another kernel for the same calls, in the same scratch, that is faster where K/V are not
      * packed and a call has up to `few_rows` rows; its bits differ.  0: there is none. */
-    relayi_attend_fn *few;
+    relayi_attend_heads_fn *few;
     int32_t few_rows;
 } relayi_attend_kernel;
 

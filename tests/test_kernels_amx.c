@@ -9,6 +9,7 @@
 #include "kernel_list.h"
 #include "test.h"
 #include "x86/amx_permission.h"
+#include "x86/x86.h"
 
 typedef enum layout { PACKED, PAGED, CONTIGUOUS, NUM_LAYOUTS } layout;
 typedef enum masking { ALL, CAUSAL, WINDOW, SINKS, RAGGED, NUM_MASKINGS } masking;
@@ -33,6 +34,7 @@ typedef struct kernel_case {
 
 static const kernel_case KERNELS[] = {
     {"bf16_amx", relayi_attend_bf16_amx, false, 4e-3, 2e-5},
+    {"bf16_few_amx", relayi_attend_bf16_few_amx, false, 4e-3, 2e-5},
     {"bf16_split_amx", relayi_attend_bf16_split_amx, true, 1e-5, 1e-5},
 };
 enum { NUM_KERNELS = sizeof KERNELS / sizeof *KERNELS };
@@ -533,6 +535,86 @@ static void test_hidden_poison(void) {
         }
 }
 
+/* ---- few rows */
+
+static const kernel_case *kernel_named(const char *name) {
+    for (int i = 0; i < NUM_KERNELS; i++)
+        if (strcmp(KERNELS[i].name, name) == 0) return &KERNELS[i];
+    CHECK_MSG(false, "no kernel %s", name);
+    exit(1);
+}
+
+static void poison(problem *p, int what, int32_t token) {
+    const shape *s = &p->shape;
+    take_down(p);
+    if (what == 1) p->key[token * s->dim + 17] = NOT_A_NUMBER;
+    if (what == 2) p->value[token * s->dim + 17] = NOT_A_NUMBER;
+    if (what == 3) p->value[token * s->dim + 17] = 0x7f80;
+    if (what == 4) p->query[3] = NAN;
+    lay_out(p);
+}
+
+/* Rows, head dims and lengths that the kernel takes itself; what = 0: nothing is poisoned. */
+static void test_few_rows(void) {
+    static const int32_t rows[] = {1, 2, 4, 5, 8, 13, 16}, dims[] = {32, 64, 96, 128, 256}, ends[] = {1, 16, 47, 128, 129, 301};
+    const kernel_case *k = kernel_named("bf16_few_amx");
+    for (layout where = PAGED; where < NUM_LAYOUTS; where++)
+        for (int r = 0; r < 7; r++)
+            for (int d = 0; d < 5; d++)
+                for (int e = 0; e < 6; e++)
+                    for (int what = 0; what < 5; what++) {
+                        shape s = plain_shape(where, rows[r], dims[d], ends[e]);
+                        s.query_size = e % 2 ? 1.0f : 12.0f;
+                        problem p = make_problem(&s, false);
+                        poison(&p, what, ends[e] / 2);
+                        state st = new_state(&p);
+                        run(k, &p, &st, 0, s.rows, 0, s.end);
+                        compare(k, &p, &st, 1.0);
+                        free_state(&st);
+                        free_problem(&p);
+                    }
+}
+
+static relayi_attend_args head_call(const problem *p, state *st, float *query) {
+    const shape *s = &p->shape;
+    memcpy(query, p->query, (size_t)(s->rows * s->dim) * 4);
+    return (relayi_attend_args){.rows = s->rows, .head_dim = s->dim, .query = query, .range = p->range,
+                                .all_visible = 1, .scale = s->scale, .kv = p->kv, .end = s->end, .acc = st->acc,
+                                .max = st->max, .sum = st->sum, .scratch = scratch};
+}
+
+/* More heads than go through a phase together, one of them not finite: what each gives by itself. */
+static void test_several_heads(void) {
+    enum { HEADS = 11 };
+    const kernel_case *k = kernel_named("bf16_few_amx");
+    shape s = plain_shape(PAGED, 5, 64, 301);
+    problem p[HEADS];
+    state together[HEADS], alone[HEADS];
+    relayi_attend_args calls[HEADS];
+    float *query = allocate(sizeof *query * (size_t)(HEADS * s.rows * s.dim + HEADS * 16));
+    relayi_soon soon[] = {{(const char *)query, 1, 3, 1000}, {(const char *)query, 0, 1, 64}};
+    for (int h = 0; h < HEADS; h++) {
+        p[h] = make_problem(&s, false);
+        if (h == 4) poison(&p[h], 2, 150);
+        together[h] = new_state(&p[h]);
+        alone[h] = new_state(&p[h]);
+        calls[h] = head_call(&p[h], &together[h], query + h * (s.rows * s.dim + 16));
+        run(k, &p[h], &alone[h], 0, s.rows, 0, s.end);
+    }
+    calls[0].soon = soon;
+    calls[0].num_soon = 2;
+    relayi_attend_heads_bf16_few_amx(calls, HEADS);
+    for (int h = 0; h < HEADS; h++) {
+        CHECK_MSG(memcmp(together[h].acc, alone[h].acc, (size_t)(s.rows * s.dim) * 4) == 0, "head %d", h);
+        CHECK_MSG(memcmp(together[h].sum, alone[h].sum, (size_t)s.rows * 4) == 0, "head %d", h);
+        compare(k, &p[h], &together[h], 1.0);
+        free_state(&together[h]);
+        free_state(&alone[h]);
+        free_problem(&p[h]);
+    }
+    free(query);
+}
+
 static bool cpu_has_amx(void) {
     __builtin_cpu_init();
     if (!__builtin_cpu_supports("avx512bf16") || !__builtin_cpu_supports("avx512bw")) return false;
@@ -543,7 +625,7 @@ static bool cpu_has_amx(void) {
 
 int main(void) {
     if (!cpu_has_amx()) {
-        printf("2 kernels skipped: this CPU or system has no AMX bf16\n");
+        printf("3 kernels skipped: this CPU or system has no AMX bf16\n");
         return 0;
     }
     scratch = allocate(RELAYI_SCRATCH_AMX);
@@ -557,6 +639,8 @@ int main(void) {
     test_pieces();
     test_row_invariance();
     test_poison();
+    test_few_rows();
+    test_several_heads();
     test_hidden_poison();
     for (int i = 0; i < NUM_KERNELS; i++)
         printf("%s: largest relative error %.2e, largest lse error %.2e\n", KERNELS[i].name, worst_error[i],

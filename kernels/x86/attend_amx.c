@@ -164,14 +164,29 @@ static const char **list_pieces(const char **list, const uint16_t *area, int64_t
     return list;
 }
 
-/* The next super-tile's K and V, in as many portions as this one has steps. */
+/* As many rows as there is room for. */
+static const char **list_rows(const char **list, const char *const *end, const relayi_soon *soon) {
+    int64_t pieces = (soon->bytes + AMX_PIECE - 1) / AMX_PIECE;
+    for (int32_t row = 0; row < soon->rows && end - list >= pieces; row++)
+        for (int64_t piece = 0; piece < pieces; piece++) *list++ = soon->at + row * soon->stride + piece * AMX_PIECE;
+    return list;
+}
+
+/* The next super-tile's K and V, or what the next call reads, in as many portions as this super-tile
+ * has steps. */
 static void look_ahead_of(amx_work *work, token_span super, const char **pieces) {
-    token_span next = super_tile(work->args, super.start + super.tiles * RELAYI_TILE);
-    work->ahead = (amx_ahead){.next = pieces, .end = pieces, .lines = AMX_PIECE / 64};
-    if (next.tiles <= 0) return;
-    int64_t bytes = 2 * next.tiles * relayi_tile_elements(work->dim);
-    const char **end = list_pieces(pieces, packed_tile(work, work->args->kv.key, next.start), bytes);
-    work->ahead.end = list_pieces(end, packed_tile(work, work->args->kv.value, next.start), bytes);
+    const relayi_attend_args *args = work->args;
+    token_span next = super_tile(args, super.start + super.tiles * RELAYI_TILE);
+    const char **end = pieces;
+    if (next.tiles > 0) {
+        int64_t bytes = 2 * next.tiles * relayi_tile_elements(work->dim);
+        end = list_pieces(end, packed_tile(work, args->kv.key, next.start), bytes);
+        end = list_pieces(end, packed_tile(work, args->kv.value, next.start), bytes);
+    }
+    for (int32_t i = 0; next.tiles <= 0 && i < args->num_soon; i++)
+        end = list_rows(end, pieces + AMX_MAX_PIECES, &args->soon[i]);
+    work->ahead = (amx_ahead){.next = pieces, .end = end, .lines = AMX_PIECE / 64};
+    if (end == pieces) return;
     int64_t a_group = 4 * super.tiles * work->steps * work->query_terms +
                       2 * super.tiles * (work->dim / 16) * work->prob_terms;
     int64_t steps = work->args->rows;
@@ -328,18 +343,25 @@ static void attend(const relayi_attend_args *args, int32_t query_terms, int32_t 
 void relayi_attend_bf16_amx(const relayi_attend_args *args) { attend(args, 1, 1); }
 void relayi_attend_bf16_split_amx(const relayi_attend_args *args) { attend(args, 3, 2); }
 
-/* Up to here a tile's fixed work on pages costs more than AVX-512 does. */
-enum { FEW_ROWS = 8 };
+/* The same as AVX-512 does it, for queries that are not rounded. */
+static void attend_few_split(const relayi_attend_args *calls, int32_t num_calls) {
+    for (int32_t i = 0; i < num_calls; i++) relayi_attend_bf16_avx512(&calls[i]);
+}
 
 static relayi_attend_kernel entry(const char *name, relayi_attend_fn *fn, int32_t needs_16bit_query) {
     return (relayi_attend_kernel){.name = name, .attend = fn, .features = RELAYI_DOES_ALL,
                                   .needs_16bit_query = needs_16bit_query, .head_dim_multiple = 16,
-                                  .row_block = AMX_ROWS, .scratch_bytes = RELAYI_SCRATCH_AMX,
-                                  .few = relayi_attend_bf16_avx512, .few_rows = FEW_ROWS};
+                                  .row_block = AMX_ROWS, .scratch_bytes = RELAYI_SCRATCH_AMX};
 }
 
 void relayi_kernels_amx(relayi_kernels *table, uint32_t flags) {
     if ((flags & RELAYI_NEEDS_AMX) != RELAYI_NEEDS_AMX) return;
-    table->attend_16bit[RELAYI_DT_BF16] = entry("relayi_attend_bf16_amx", relayi_attend_bf16_amx, 1);
-    table->attend[RELAYI_DT_BF16] = entry("relayi_attend_bf16_split_amx", relayi_attend_bf16_split_amx, 0);
+    relayi_attend_kernel rounding = entry("relayi_attend_bf16_amx", relayi_attend_bf16_amx, 1);
+    rounding.few = relayi_attend_heads_bf16_few_amx;
+    rounding.few_rows = AMX_ROWS;
+    table->attend_16bit[RELAYI_DT_BF16] = rounding;
+    relayi_attend_kernel split = entry("relayi_attend_bf16_split_amx", relayi_attend_bf16_split_amx, 0);
+    split.few = attend_few_split;
+    split.few_rows = 8; /* up to here a tile's fixed work on pages costs more than AVX-512 does */
+    table->attend[RELAYI_DT_BF16] = split;
 }

@@ -24,6 +24,6 @@ relay_x86(peak_avx512bf16.c ${RELAY_AVX512_FLAGS} -mavx512bf16)
 
 set(RELAY_AMX_FLAGS ${RELAY_AVX512_FLAGS} -mavx512bf16 -mamx-tile -mamx-bf16)
 relay_x86(amx_permission.c) # asks the system: no flags
-foreach(file attend_amx.c amx_tiles.c amx_softmax.c amx_mask.c amx_gather.c amx_clean.c peak_amx.c)
+foreach(file attend_amx.c attend_few_amx.c amx_tiles.c amx_softmax.c amx_mask.c amx_gather.c amx_clean.c peak_amx.c)
   relay_x86(${file} ${RELAY_AMX_FLAGS})
 endforeach()

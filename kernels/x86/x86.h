@@ -8,6 +8,8 @@
  * the CPU has what the family needs. */
 void relayi_kernels_amx(relayi_kernels *table, uint32_t flags);
 
+relayi_attend_heads_fn relayi_attend_heads_bf16_few_amx;
+
 /* Packing one tile of 64 tokens; row[n] points at token n's elements (relayi_zero_row: none).
  * K as rows of 32-bit words (float32, or pairs of 16-bit elements) and K of binary16, which is not
  * paired, from rows of `row_bytes` bytes, a multiple of 32; meanwhile rows `ahead` are prefetched. */

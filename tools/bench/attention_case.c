@@ -5,6 +5,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "common/big_memory.h"
+
 #define BLOCK_SIZE 16
 /* Between two readings of the same byte at least so much else is read. */
 #define ROTATED_BYTES ((double)(320 << 20))
@@ -147,8 +149,8 @@ static bool make_pages(attention_case *c) {
     if (!make_tables(c)) return false;
     c->pool_bytes = (size_t)(c->num_blocks * BLOCK_SIZE) * (size_t)(c->shape.kv_heads * c->shape.head_dim) *
                     relay_dtype_size(c->shape.kv_dtype);
-    c->key_pool = calloc((size_t)layers, c->pool_bytes + 1);
-    c->value_pool = calloc((size_t)layers, c->pool_bytes + 1);
+    c->key_pool = eng_big_alloc((size_t)layers * c->pool_bytes + 1);
+    c->value_pool = eng_big_alloc((size_t)layers * c->pool_bytes + 1);
     if (c->key_pool == NULL || c->value_pool == NULL || !fill_pages(c)) return false;
     for (int32_t layer = 1; layer < layers; layer++) {
         memcpy(c->key_pool + (size_t)layer * c->pool_bytes, c->key_pool, c->pool_bytes);

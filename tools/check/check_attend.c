@@ -400,6 +400,7 @@ static void against(chk *c, const attend_case *k, const attend_world *w, const l
 
 /* A row's state must not depend on the rows beside it: bit by bit. */
 static void alone(chk *c, const attend_case *k, const attend_world *w, const listed *of) {
+    if (of->kernel.features & RELAYI_BITS_BY_CALL) return;
     state all, one;
     chk_rng rng = chk_rng_at(k->seed, 70);
     int32_t rows = chk_between(&rng, 1, k->rows < 5 ? k->rows : 5), first = chk_between(&rng, 0, k->rows - rows);
