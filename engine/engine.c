@@ -5,8 +5,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "serving/conversation.h"
+#include "common/sha256.h"
 #include "model/model_id.h"
+#include "serving/conversation.h"
 #include "serving/prompt_copy.h"
 #include "serving/template_detect.h"
 
@@ -18,7 +19,6 @@ struct eng_engine {
     eng_template_match match; /* what the checkpoint's own template was taken for */
     eng_talk talk;
     eng_kv_shape kv;
-    bool rounds_queries;
     relay_prompt_cache *cache;
     eng_prompt_set *prompts;
     int32_t num_prompts;
@@ -41,14 +41,7 @@ eng_engine_options eng_engine_options_defaults(void) {
 }
 
 uint64_t eng_stream_of(const char *id) {
-    unsigned char digest[ENG_SHA256_BYTES];
-    eng_sha256 hash;
-    eng_sha256_begin(&hash);
-    eng_sha256_add(&hash, id, strlen(id));
-    eng_sha256_end(&hash, digest);
-    uint64_t stream = 0;
-    for (int i = 0; i < 8; i++) stream = stream << 8 | digest[i];
-    return stream;
+    return eng_sha256_head(id, strlen(id));
 }
 
 /* ---- opening ------------------------------------------------------------ */
@@ -100,10 +93,7 @@ static relay_dtype file_dtype(const eng_model_config *config) {
 static void choose_numbers(eng_engine *e) {
     const eng_model_config *config = eng_model_config_of(e->model);
     relay_dtype dtype = e->options.random_shape != NULL ? RELAY_BF16 : file_dtype(config);
-    eng_compute compute = e->options.compute;
-    e->rounds_queries = compute == ENG_COMPUTE_BF16 ||
-                        (compute == ENG_COMPUTE_AUTO && dtype == RELAY_BF16 && eng_linear_prefers_bf16());
-    if (compute == ENG_COMPUTE_F32) dtype = RELAY_F32;
+    if (e->options.compute == ENG_COMPUTE_F32) dtype = RELAY_F32;
     if (e->options.kv_dtype != 0) dtype = e->options.kv_dtype;
     e->kv = (eng_kv_shape){config->layers, config->kv_heads, config->head_dim, dtype};
 }
@@ -130,7 +120,8 @@ static void collect_eos(eng_engine *e) {
 
 static bool open_cache(eng_engine *e, eng_error *err) {
     char id[ENG_SHA256_HEX] = "random", how[64];
-    snprintf(how, sizeof how, "queries %s, K/V %s", e->rounds_queries ? "bf16" : "f32", relay_dtype_name(e->kv.dtype));
+    snprintf(how, sizeof how, "queries %s, K/V %s", relay_dtype_name(eng_model_query_dtype(e->model)),
+             relay_dtype_name(e->kv.dtype));
     if (e->options.random_shape == NULL && !eng_model_id(e->options.model_dir, how, id, err)) return false;
     relay_prompt_cache_options options = relay_prompt_cache_options_defaults();
     options.num_layers = e->kv.layers;
@@ -270,7 +261,7 @@ bool eng_engine_start(eng_engine *e, eng_error *err) {
     eng_prompt_set_prefetch(e->prompts);
     const eng_attention_options attention = {
         .device = e->device, .config = eng_model_config_of(e->model), .pool = e->pool, .prompts = e->prompts,
-        .query_dtype = e->rounds_queries ? RELAY_BF16 : RELAY_F32, .strategy = e->options.strategy,
+        .query_dtype = eng_model_query_dtype(e->model), .strategy = e->options.strategy,
         .repeatable = e->options.repeatable};
     if (!eng_attention_create(&attention, &e->attention, err)) return false;
     const eng_scheduler_options scheduler = {

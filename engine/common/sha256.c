@@ -80,3 +80,14 @@ void eng_sha256_end_hex(eng_sha256 *hash, char out[ENG_SHA256_HEX]) {
     eng_sha256_end(hash, digest);
     for (int i = 0; i < ENG_SHA256_BYTES; i++) snprintf(out + 2 * i, 3, "%02x", digest[i]);
 }
+
+uint64_t eng_sha256_head(const void *data, size_t size) {
+    unsigned char digest[ENG_SHA256_BYTES];
+    eng_sha256 hash;
+    eng_sha256_begin(&hash);
+    eng_sha256_add(&hash, data, size);
+    eng_sha256_end(&hash, digest);
+    uint64_t head = 0;
+    for (int i = 0; i < 8; i++) head = head << 8 | digest[i];
+    return head;
+}

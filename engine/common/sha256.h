@@ -18,4 +18,7 @@ void eng_sha256_add(eng_sha256 *hash, const void *data, size_t size);
 void eng_sha256_end(eng_sha256 *hash, unsigned char out[ENG_SHA256_BYTES]);
 void eng_sha256_end_hex(eng_sha256 *hash, char out[ENG_SHA256_HEX]);
 
+/* The first 8 bytes of the hash of some data, as a big-endian number. */
+uint64_t eng_sha256_head(const void *data, size_t size);
+
 #endif

@@ -272,6 +272,10 @@ const char *eng_model_kernel_name(const eng_model *model) {
     return model->weights.head.kernel->name;
 }
 
+relay_dtype eng_model_query_dtype(const eng_model *model) {
+    return model->weights.layers[0].qkv.round_x ? RELAY_BF16 : RELAY_F32;
+}
+
 double eng_model_linear_flops(const eng_model *model, int32_t rows, int32_t num_logit_rows) {
     const eng_model_config *c = &model->config;
     double q = query_width(c), kv = kv_width(c), hidden = c->hidden;

@@ -16,6 +16,7 @@
 #include "common/error.h"
 #include "math/linear.h"
 #include "model_config.h"
+#include "relay/base.h"
 
 typedef struct eng_model eng_model;
 
@@ -57,6 +58,10 @@ const eng_model_config *eng_model_config_of(const eng_model *model);
 /* Bytes of weights that a decode step reads, and the kernel that multiplies them ("bf16_amx"). */
 size_t eng_model_weight_bytes(const eng_model *model);
 const char *eng_model_kernel_name(const eng_model *model);
+
+/* What the products of the first layer leave of their input, and so what a query is worth: RELAY_BF16 where they round
+ * it, else RELAY_F32. */
+relay_dtype eng_model_query_dtype(const eng_model *model);
 
 /* Floating-point operations of the matrix products of one step. */
 double eng_model_linear_flops(const eng_model *model, int32_t rows, int32_t num_logit_rows);

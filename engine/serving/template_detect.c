@@ -82,17 +82,6 @@ static bool unify(const char *program, eng_bytes *out, eng_error *err) {
     return ok && eng_bytes_append(out, "", 1, err);
 }
 
-static uint64_t hash_of(const char *form) {
-    unsigned char digest[ENG_SHA256_BYTES];
-    eng_sha256 sha;
-    eng_sha256_begin(&sha);
-    eng_sha256_add(&sha, form, strlen(form));
-    eng_sha256_end(&sha, digest);
-    uint64_t hash = 0;
-    for (int i = 0; i < 8; i++) hash = hash << 8 | digest[i];
-    return hash;
-}
-
 static bool is_compared(uint64_t hash) {
     for (size_t i = 0; i < sizeof compared / sizeof *compared; i++)
         if (compared[i] == hash) return true;
@@ -152,7 +141,7 @@ static bool match_form(const char *where, const char *form, eng_template_match *
     if (out->format == NULL)
         return eng_fail(err, "%s: chat_template: not one that is known; choose with --template: %s", where,
                         eng_template_names());
-    out->hash = hash_of(form);
+    out->hash = eng_sha256_head(form, strlen(form));
     out->compared = is_compared(out->hash);
     out->writes_bos = out->format->begin[0] == '\0' && strstr(form, "bos_token") != NULL;
     out->other_default = strstr(form, "default_system_message") != NULL;
