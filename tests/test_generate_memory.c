@@ -9,7 +9,7 @@
 #include "failing_memory.h"
 #include "test.h"
 
-static char directory[] = "/tmp/relay-generate-memory-XXXXXX";
+static char directory[64];
 static const char system_text[] = 
     "you are the clerk of this house . this is the handbook . kazaga : 029 ; kugofo : 860 ; "
     "sodeto : 476 ; pudero : 794 ; resiru : 965 ; vumupa : 255 ; this is the end of the "
@@ -19,7 +19,7 @@ static const char request_text[] =
     "{\"id\": 1, \"text\": \"what is the code of vumupa ? answer :\", \"expected\": \"255 .\"}\n";
 
 static const char *path_of(const char *name) {
-    static char paths[4][64];
+    static char paths[4][128];
     static int turn;
     turn = (turn + 1) % 4;
     snprintf(paths[turn], sizeof paths[turn], "%s/%s", directory, name);
@@ -46,7 +46,7 @@ static char *read_file(const char *name) {
 static int generate(void) {
     char *arguments[] = {"generate", "--model", "models/lookup", "--system", NULL, "--requests", NULL, "--out", NULL,
                          "--stats", NULL, "--force", "--threads", "1", "--max-tokens", "8", "--kv-memory", "4M", NULL};
-    char names[4][64];
+    char names[4][128];
     const char *const files[] = {"system.txt", "requests.jsonl", "out.jsonl", "stats.json"};
     for (int i = 0; i < 4; i++) {
         snprintf(names[i], sizeof names[i], "%s/%s", directory, files[i]);
@@ -109,6 +109,8 @@ static long *choose_calls(size_t *count, char *right, size_t room) {
 int main(void) {
     static char right[1 << 16];
     size_t count = 0;
+    /* thousands of files, some of them synchronised: in memory, where that is possible */
+    snprintf(directory, sizeof directory, "%s/relay-generate-memory-XXXXXX", access("/dev/shm", W_OK) == 0 ? "/dev/shm" : "/tmp");
     CHECK(mkdtemp(directory) != NULL);
     write_file("system.txt", system_text);
     write_file("requests.jsonl", request_text);
