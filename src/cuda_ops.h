@@ -26,9 +26,12 @@
 extern "C" {
 #endif
 
-#define RELAYI_CUDA_VERSION 1u /* counts up with every change of this file */
+#define RELAYI_CUDA_VERSION 2u /* counts up with every change of this file */
 #define RELAYI_CUDA_OPS_SYMBOL "relay_cuda_ops"
 #define RELAYI_CUDA_MAX_CONTIGUOUS 48 /* tensors of a run; they travel as kernel parameters */
+#define RELAYI_CUDA_HOPPER_CONTIGUOUS 4 /* of them, for the Hopper kernel */
+#define RELAYI_CUDA_HOPPER_TILE 96    /* tokens of its tiles of a prompt */
+#define RELAYI_CUDA_HOPPER_ROWS 8     /* stacked rows of its FLAT units */
 #define RELAYI_CUDA_MAX_PARTS 48      /* of a fusion, likewise */
 #define RELAYI_CUDA_PAGE 16           /* page sizes are multiples of it, and so are cuts */
 #define RELAYI_CUDA_ALIGNMENT 16      /* bytes: of K/V bases and strides */
@@ -41,10 +44,18 @@ typedef enum relayi_cuda_shape {
     RELAYI_CUDA_NUM_SHAPES
 } relayi_cuda_shape;
 
+/* Which kernel a list is made for.  HOPPER's lists are GENERAL's too: TALL and WIDE units have one piece each,
+ * whose tokens all rows see; FLAT units have at most RELAYI_CUDA_HOPPER_ROWS rows, their plan rows' positions
+ * follow each other unless all see everything, and they lie at the end of the room for units, in falling
+ * order of place: unit num_tall + i is entry unit_room - 1 - i.  (GENERAL's own lists: all are `tall`.) */
+typedef enum relayi_cuda_kernel { RELAYI_CUDA_GENERAL = 0, RELAYI_CUDA_HOPPER = 1 } relayi_cuda_kernel;
+
 typedef struct relayi_cuda_header {
     int32_t num_units, num_rows;
+    int32_t num_tall; /* units at the start of their room; the others lie at its end */
     uint32_t next; /* work handed out beyond the grid's first; back at 0 when a run is done */
-    int32_t reserved;
+    uint32_t next_flat; /* the same of FLAT units, if a kernel counts them by themselves */
+    int32_t reserved[3];
 } relayi_cuda_header;
 
 /* Tokens [begin, end) of a span whose first token is at global position `start`; begin is a multiple
@@ -65,8 +76,11 @@ typedef struct relayi_cuda_unit {
     relayi_cuda_piece first; /* empty if there is none */
     int32_t num_pieces;      /* all, the first included */
     int32_t more_pieces;     /* where the others lie */
-    int32_t reserved;
+    int32_t source; /* of its first plan row; -1: the sources of its plan rows do not follow each other */
 } relayi_cuda_unit;
+
+/* Entry of unit number `unit`. */
+#define RELAYI_CUDA_ENTRY(unit, tall, room) ((unit) < (tall) ? (unit) : (room) - 1 - ((unit) - (tall)))
 
 typedef struct relayi_cuda_row {
     int32_t source, position; /* row of the caller's tensors; global position */
@@ -82,10 +96,11 @@ typedef struct relayi_cuda_run {
 /* K and V of one contiguous span; strides in elements. */
 typedef struct relayi_cuda_kv {
     const void *key, *value;
+    int64_t tokens;
     int64_t key_token, key_head, value_token, value_head;
 } relayi_cuda_kv;
 
-/* What the attention kernels are given, by value: a graph keeps it. */
+/* What all of a run's kernels are given, by value: a graph keeps it. */
 typedef struct relayi_cuda_params {
     void *list;                                /* in the workspace */
     uint32_t units, pieces, rows, runs, ids;   /* byte offsets from `list` */
@@ -104,7 +119,6 @@ typedef struct relayi_cuda_params {
     float scale, soft_cap;
     int32_t window, sink_tokens;
     int32_t query_aligned, output_aligned; /* 16 bytes */
-    relayi_cuda_kv contiguous[RELAYI_CUDA_MAX_CONTIGUOUS];
 } relayi_cuda_params;
 
 typedef struct relayi_cuda_attend {
@@ -116,7 +130,11 @@ typedef struct relayi_cuda_attend {
     int32_t max_rows;                /* rows that the merge is launched for */
     int32_t max_work;                /* units * kv heads, at most */
     int32_t split_merge;             /* 1: eight warps merge a (row, head) */
+    relayi_cuda_kernel kernel;
+    int64_t num_blocks;              /* of the pools */
+    int32_t num_contiguous;
     relayi_cuda_params params;
+    relayi_cuda_kv contiguous[RELAYI_CUDA_MAX_CONTIGUOUS];
 } relayi_cuda_attend;
 
 typedef struct relayi_cuda_write {
@@ -167,7 +185,7 @@ typedef struct relayi_cuda_ops {
     relay_status (*write)(const relayi_cuda_write *call, relayi_cuda_error *error);
     relay_status (*fuse)(const relayi_cuda_fuse *call, relayi_cuda_error *error);
     relay_status (*calibrate)(int32_t device, relayi_cuda_rates *rates, relayi_cuda_error *error);
-    const char *(*kernel_name)(relay_dtype query, relay_dtype kv); /* NULL: not computed */
+    const char *(*kernel_name)(relayi_cuda_kernel kernel, relay_dtype query, relay_dtype kv); /* NULL: not computed */
 
     /* For the checker and the benchmarks alone: memory, streams, graphs, time. */
     relay_status (*alloc)(int32_t device, size_t bytes, void **memory, relayi_cuda_error *error);

@@ -35,13 +35,19 @@ relay_status relayi_cuda_calibrate(const relay_device *device, relay_calibration
     return RELAY_OK;
 }
 
-const char *relayi_cuda_kernel_name(const relay_device *device, relay_dtype query, relay_dtype kv) {
-    const char *name = device->cuda->kernel_name(query, kv);
+bool relayi_cuda_is_hopper(const relay_device *device) { return device->gpu.major == 9 && device->gpu.minor == 0; }
+
+const char *relayi_cuda_name_of(const relay_device *device, relayi_cuda_kernel kernel, relay_dtype query, relay_dtype kv) {
+    const char *name = device->cuda->kernel_name(kernel, query, kv);
     return name ? name : "none";
 }
 
+const char *relayi_cuda_kernel_name(const relay_device *device, relay_dtype query, relay_dtype kv) {
+    return relayi_cuda_name_of(device, relayi_cuda_is_hopper(device) ? RELAYI_CUDA_HOPPER : RELAYI_CUDA_GENERAL, query, kv);
+}
+
 relay_status relayi_cuda_check_attention(const relay_device *device, const relay_attention *a) {
-    if (device->cuda->kernel_name(a->query_dtype, a->kv_dtype) == NULL)
+    if (device->cuda->kernel_name(RELAYI_CUDA_GENERAL, a->query_dtype, a->kv_dtype) == NULL)
         return relayi_fail(device, RELAY_UNSUPPORTED,
                            "relay_attention: query_dtype %s, kv_dtype %s; a CUDA device computes f16 or bf16, both alike",
                            relay_dtype_name(a->query_dtype), relay_dtype_name(a->kv_dtype));

@@ -9,7 +9,10 @@
 /* Fills a device whose log is set.  Errors: NO_DEVICE, OUT_OF_MEMORY, DEVICE_ERROR. */
 relay_status relayi_cuda_open(relay_device *device, int32_t index);
 relay_status relayi_cuda_calibrate(const relay_device *device, relay_calibration *result);
+/* The fastest kernel that the device has for these dtypes; or the given one. */
 const char *relayi_cuda_kernel_name(const relay_device *device, relay_dtype query, relay_dtype kv);
+const char *relayi_cuda_name_of(const relay_device *device, relayi_cuda_kernel kernel, relay_dtype query, relay_dtype kv);
+bool relayi_cuda_is_hopper(const relay_device *device);
 
 /* What no CUDA kernel computes.  UNSUPPORTED. */
 relay_status relayi_cuda_check_attention(const relay_device *device, const relay_attention *attention);

@@ -8,6 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "device_cuda.h"
 #include "log.h"
 
 /* Time of a token in one kv head by shape, in units of what reading it alone takes, and what a
@@ -33,6 +34,7 @@ typedef struct builder {
     int32_t *order;               /* cuts by falling unit cost */
     int32_t num_cuts, num_rows;
     int64_t num_pieces, num_ids;
+    bool hopper;
 } builder;
 
 /* ---- memory --------------------------------------------------------------- */
@@ -109,9 +111,11 @@ static void narrow(const builder *b, relayi_cuda_piece *piece, int32_t first, in
     if (begin > piece->begin) piece->begin = begin;
 }
 
-static int64_t cut_tokens(const relayi_cuda_piece *piece) {
+static int64_t round_up(int64_t tokens, int64_t to) { return (tokens + to - 1) / to * to; }
+
+static int64_t cut_tokens(const builder *b, const relayi_cuda_piece *piece) {
     if (piece->end <= piece->begin) return 0;
-    return ((int64_t)piece->end - piece->begin + RELAYI_CUDA_CUT - 1) / RELAYI_CUDA_CUT * RELAYI_CUDA_CUT;
+    return round_up((int64_t)piece->end - piece->begin, b->hopper ? RELAYI_CUDA_PAGE : RELAYI_CUDA_CUT);
 }
 
 /* Adds a span to the cut in progress, if its rows see any of it. */
@@ -120,10 +124,10 @@ static void add_span(builder *b, relayi_cuda_cut *cut, const relay_kv_span *span
     relayi_cuda_piece piece = {.tensor = span->layout == RELAY_KV_PAGED ? -1 : span->tensor_index, .ids = ids,
                                .start = start, .end = span->length};
     narrow(b, &piece, first, last);
-    if (cut_tokens(&piece) == 0) return;
+    if (cut_tokens(b, &piece) == 0) return;
     b->pieces[b->num_pieces++] = piece;
     cut->num_pieces++;
-    cut->tokens += cut_tokens(&piece);
+    cut->tokens += cut_tokens(b, &piece);
 }
 
 /* ---- what is shared ------------------------------------------------------- */
@@ -154,9 +158,26 @@ static void shape_rows(const builder *b, relayi_cuda_cut *cut, int32_t most) {
     cut->tiles = (stacked + cut->tile_rows - 1) / cut->tile_rows;
 }
 
-static relayi_cuda_cut *begin_cut(builder *b, int32_t row_begin, int32_t row_end) {
+/* Few rows, or rows that do not all see the same tokens, go to single warps. */
+static void shape_hopper(const builder *b, relayi_cuda_cut *cut, bool shared) {
+    int32_t stacked = (cut->row_end - cut->row_begin) * b->plan->group;
+    shape_rows(b, cut, 128);
+    if (shared && stacked > RELAYI_CUDA_HOPPER_ROWS) {
+        if (cut->shape == RELAYI_CUDA_FLAT) cut->shape = RELAYI_CUDA_TALL;
+        return;
+    }
+    cut->shape = RELAYI_CUDA_FLAT;
+    cut->tile_rows = RELAYI_CUDA_HOPPER_ROWS;
+    cut->tiles = (stacked + cut->tile_rows - 1) / cut->tile_rows;
+}
+
+static relayi_cuda_cut *begin_cut(builder *b, int32_t row_begin, int32_t row_end, bool shared) {
     relayi_cuda_cut *cut = &b->cuts[b->num_cuts];
     *cut = (relayi_cuda_cut){.row_begin = row_begin, .row_end = row_end, .first_piece = (int32_t)b->num_pieces};
+    if (b->hopper) {
+        shape_hopper(b, cut, shared);
+        return cut;
+    }
     bool wide = b->plan->attention.head_dim <= 128 && !b->plan->options.repeatable;
     shape_rows(b, cut, wide ? 128 : 64);
     return cut;
@@ -170,7 +191,7 @@ static bool leaves_idle(const builder *b, const relayi_cuda_cut *cut) {
 
 static int32_t end_cut(builder *b, relayi_cuda_cut *cut) {
     if (cut->num_pieces == 0) return -1;
-    if (cut->shape == RELAYI_CUDA_WIDE && leaves_idle(b, cut)) shape_rows(b, cut, 64);
+    if (!b->hopper && cut->shape == RELAYI_CUDA_WIDE && leaves_idle(b, cut)) shape_rows(b, cut, 64);
     return b->num_cuts++;
 }
 
@@ -203,7 +224,7 @@ static void cut_segment(builder *b, int32_t index) {
     }
     b->plan->info.relay_segments++;
     b->plan->info.shared_tokens_saved += (int64_t)(s->count - 1) * s->kv.length;
-    relayi_cuda_cut *cut = begin_cut(b, begin, end);
+    relayi_cuda_cut *cut = begin_cut(b, begin, end, true);
     position_range(b, begin, end, &first, &last);
     add_span(b, cut, &s->kv, s->start, ids_of(b, &s->kv), first, last);
     b->relayed[index] = end_cut(b, cut);
@@ -227,7 +248,7 @@ static void cut_request(builder *b, int32_t position) {
     b->own_cut[position] = -1;
     if (begin == end) return;
     count_bytes(b, own, start, begin, end);
-    relayi_cuda_cut *cut = begin_cut(b, begin, end);
+    relayi_cuda_cut *cut = begin_cut(b, begin, end, false);
     int32_t first = b->rows[begin].position, last = b->rows[end - 1].position;
     add_path(b, cut, b->content->leaf[position], first, last);
     add_span(b, cut, own, start, ids_of(b, own), first, last);
@@ -303,7 +324,51 @@ static float best_share(const builder *b, float fair) {
     return best;
 }
 
+/* Tokens that one step of a cut takes on Hopper. */
+static int64_t step_tokens(const relayi_cuda_cut *cut) {
+    return cut->shape == RELAYI_CUDA_FLAT ? RELAYI_CUDA_PAGE : RELAYI_CUDA_HOPPER_TILE;
+}
+
+static relayi_cuda_load weigh_cuts(const builder *b, bool tall) {
+    relayi_cuda_load load = {.alike = true};
+    for (int32_t i = 0; i < b->num_cuts; i++) {
+        const relayi_cuda_cut *cut = &b->cuts[i];
+        if ((cut->shape != RELAYI_CUDA_FLAT) != tall) continue;
+        int64_t steps = round_up(cut->tokens, step_tokens(cut)) / step_tokens(cut);
+        int64_t units = (int64_t)cut->tiles * b->plan->attention.num_kv_heads;
+        load.alike = load.alike && (load.cuts == 0 || steps == load.longest);
+        load.longest = steps > load.longest ? steps : load.longest;
+        load.total += (double)(steps * units);
+        load.states += (double)states_of(b, cut);
+        load.cuts += units;
+    }
+    return load;
+}
+
+static void chop(const builder *b, relayi_cuda_cut *cut, int64_t steps, int64_t *budget) {
+    int64_t tokens = step_tokens(cut), all = round_up(cut->tokens, tokens) / tokens, states = states_of(b, cut);
+    int64_t chunks = (all + steps - 1) / steps;
+    if (chunks > 1 + *budget / states) chunks = 1 + *budget / states;
+    steps = (all + chunks - 1) / chunks;
+    cut->chunk_tokens = (int32_t)(steps * tokens);
+    cut->chunks = (int32_t)((all + steps - 1) / steps);
+    cut->cost = (float)steps + (cut->shape == RELAYI_CUDA_FLAT ? 0.0f : 1e6f); /* prompts come first */
+    *budget -= (cut->chunks - 1) * states;
+}
+
+static void choose_hopper_chunks(builder *b) {
+    int64_t budget = (int64_t)b->cuda->work_slots * EXTRA_STATES_PER_SLOT, blocks = b->cuda->work_slots / 2;
+    relayi_cuda_load tall = weigh_cuts(b, true), flat = weigh_cuts(b, false);
+    int64_t tiles = relayi_cuda_spread(&tall, true, blocks), pages = relayi_cuda_spread(&flat, false, 4 * blocks);
+    for (int32_t i = 0; i < b->num_cuts; i++)
+        chop(b, &b->cuts[i], b->cuts[i].shape == RELAYI_CUDA_FLAT ? pages : tiles, &budget);
+}
+
 static void choose_chunks(builder *b) {
+    if (b->hopper) {
+        choose_hopper_chunks(b);
+        return;
+    }
     float share = b->plan->options.repeatable ? 0.0f : best_share(b, fair_share(b));
     int64_t budget = (int64_t)b->cuda->work_slots * EXTRA_STATES_PER_SLOT;
     for (int32_t i = 0; i < b->num_cuts; i++) {
@@ -359,11 +424,11 @@ static void give_states(builder *b, relayi_cuda_sizes *used) {
 relayi_cuda_sizes relayi_cuda_bounds(const relay_plan *plan) {
     const relay_plan_options *o = &plan->options;
     int64_t paths = 1 + (int64_t)o->max_depth, cuts = o->max_requests * paths;
-    int64_t tiles = cuts + o->max_rows * paths * plan->group / 16 + 1;
+    int64_t tiles = cuts + o->max_rows * paths * plan->group / RELAYI_CUDA_HOPPER_ROWS + 1;
     int64_t states = o->max_rows * paths * plan->attention.num_heads, slots = plan->cuda->work_slots;
     int64_t chunks = paths + o->max_tokens / RELAYI_CUDA_REPEATABLE_CUT;
     relayi_cuda_sizes sizes = {.rows = o->max_rows, .runs = cuts, .ids = o->max_blocks};
-    sizes.units = o->repeatable ? tiles * chunks : 2 * tiles + 6 * slots + 16;
+    sizes.units = o->repeatable ? tiles * chunks : 2 * tiles + 10 * slots + 16;
     sizes.states = o->repeatable ? states * chunks : states + slots * EXTRA_STATES_PER_SLOT;
     sizes.pieces = sizes.units + tiles * paths;
     return sizes;
@@ -466,7 +531,7 @@ static void take_tokens(builder *b, const relayi_cuda_cut *cut, walk *at, relayi
     while (left > 0 && at->piece < cut->num_pieces) {
         relayi_cuda_piece part = b->pieces[cut->first_piece + at->piece];
         if (at->token > part.begin) part.begin = at->token;
-        int64_t have = cut_tokens(&part), use = have < left ? have : left;
+        int64_t have = cut_tokens(b, &part), use = have < left ? have : left;
         if (have > use) part.end = part.begin + (int32_t)use;
         *at = have > use ? (walk){at->piece, part.end} : (walk){at->piece + 1, 0};
         left = b->plan->options.repeatable ? 0 : left - use;
@@ -477,6 +542,14 @@ static void take_tokens(builder *b, const relayi_cuda_cut *cut, walk *at, relayi
     }
 }
 
+/* The source of stacked rows' first plan row, if the others' follow it. */
+static int32_t first_source(const builder *b, int32_t begin, int32_t end) {
+    int32_t first = begin / b->plan->group, last = (end - 1) / b->plan->group;
+    for (int32_t row = first + 1; row <= last; row++)
+        if (b->rows[row].source != b->rows[row - 1].source + 1) return -1;
+    return b->rows[first].source;
+}
+
 static void write_tile(builder *b, const relayi_cuda_cut *cut, int32_t tile, int64_t *units, int64_t *pieces) {
     int32_t group = b->plan->group, begin = cut->row_begin * group + tile * cut->tile_rows;
     int32_t end = begin + cut->tile_rows < cut->row_end * group ? begin + cut->tile_rows : cut->row_end * group;
@@ -484,25 +557,52 @@ static void write_tile(builder *b, const relayi_cuda_cut *cut, int32_t tile, int
                              .head_states = (cut->row_end - cut->row_begin) * group,
                              .state = cut->base + begin - cut->row_begin * group};
     walk at = {0, 0};
+    relayi_cuda_unit *to = in_list(b, b->cuda->units);
+    unit.source = first_source(b, begin, end);
     position_range(b, begin / group, (end - 1) / group + 1, &unit.min_position, &unit.max_position);
     for (int32_t c = 0; c < cut->chunks; c++) {
         unit.more_pieces = (int32_t)*pieces;
         take_tokens(b, cut, &at, &unit);
         *pieces += unit.num_pieces > 1 ? unit.num_pieces - 1 : 0;
-        ((relayi_cuda_unit *)in_list(b, b->cuda->units))[(*units)++] = unit;
+        to[b->hopper ? b->cuda->sizes.units - 1 - *units : *units] = unit;
+        (*units)++;
         unit.state += states_of(b, cut);
     }
 }
 
+/* A prompt for the Hopper kernel: all tiles of a chunk before the next chunk, so that what one tile has
+ * read is near when the others read it. */
+static void write_prompt(builder *b, const relayi_cuda_cut *cut, int64_t *units) {
+    int32_t group = b->plan->group, begin = cut->row_begin * group, end = cut->row_end * group;
+    relayi_cuda_unit *to = in_list(b, b->cuda->units);
+    relayi_cuda_unit unit = {.shape = cut->shape, .head_states = end - begin, .num_pieces = 1,
+                             .first = b->pieces[cut->first_piece]};
+    int32_t last = unit.first.end;
+    position_range(b, cut->row_begin, cut->row_end, &unit.min_position, &unit.max_position);
+    for (int32_t c = 0; c < cut->chunks; c++, unit.first.begin = unit.first.end) {
+        unit.first.end = unit.first.begin + cut->chunk_tokens < last ? unit.first.begin + cut->chunk_tokens : last;
+        for (int32_t row = begin; row < end; row += cut->tile_rows) {
+            unit.row_begin = row;
+            unit.rows = row + cut->tile_rows < end ? cut->tile_rows : end - row;
+            unit.state = cut->base + c * states_of(b, cut) + row - begin;
+            unit.source = first_source(b, row, row + unit.rows);
+            to[(*units)++] = unit;
+        }
+    }
+}
+
 static void write_units(builder *b) {
-    int64_t units = 0, pieces = 0;
+    int64_t units[2] = {0, 0}, pieces = 0; /* at the start of their room, at its end */
     for (int32_t i = 0; i < b->num_cuts; i++) {
         const relayi_cuda_cut *cut = &b->cuts[b->order[i]];
-        for (int32_t tile = 0; tile < cut->tiles; tile++) write_tile(b, cut, tile, &units, &pieces);
+        bool flat = b->hopper && cut->shape == RELAYI_CUDA_FLAT;
+        if (b->hopper && !flat) write_prompt(b, cut, &units[0]);
+        else for (int32_t tile = 0; tile < cut->tiles; tile++) write_tile(b, cut, tile, &units[flat], &pieces);
     }
-    *(relayi_cuda_header *)b->cuda->list = (relayi_cuda_header){.num_units = (int32_t)units, .num_rows = b->num_rows};
-    b->cuda->used.units = units;
+    b->cuda->used.units = units[0] + units[1];
     b->cuda->used.pieces = pieces;
+    *(relayi_cuda_header *)b->cuda->list = (relayi_cuda_header){.num_units = (int32_t)b->cuda->used.units,
+                                                                .num_rows = b->num_rows, .num_tall = (int32_t)units[0]};
 }
 
 static relayi_cuda_run run_of(const relayi_cuda_cut *cut) {
@@ -575,6 +675,49 @@ static relay_status check_content(const relay_plan *plan, const relayi_forest_co
     return RELAY_OK;
 }
 
+/* ---- which kernel ----------------------------------------------------------- */
+
+static bool hopper_computes(const relay_plan *plan) {
+    const relay_attention *a = &plan->attention;
+    return relayi_cuda_is_hopper(plan->device) && (a->head_dim == 64 || a->head_dim == 128) && a->logit_soft_cap == 0.0f &&
+           !a->use_alibi && a->sliding_window == 0 && plan->group <= RELAYI_CUDA_HOPPER_ROWS && !plan->options.repeatable;
+}
+
+/* Requests of more rows than a few share their own tokens among them: work for tiles. */
+static bool few_rows(const builder *b) {
+    const relay_plan_options *o = &b->plan->options;
+    if (b->cuda->bounded) return o->max_rows <= (int64_t)o->max_requests * RELAYI_CUDA_HOPPER_ROWS;
+    for (int32_t r = 0; r < b->content->num_requests; r++)
+        if (b->content->query_start[r + 1] - b->content->query_start[r] > RELAYI_CUDA_HOPPER_ROWS) return false;
+    return true;
+}
+
+/* Plain attention alone is faster on the general kernel, whose blocks have twice the warps for it. */
+static bool relays(const builder *b) {
+    if (b->cuda->bounded) return b->plan->options.strategy != RELAY_STRATEGY_PLAIN;
+    for (int32_t s = 0; s < b->content->num_segments; s++)
+        if (relay_pays(b, s)) return true;
+    return false;
+}
+
+static relay_status choose_kernel(builder *b) {
+    relayi_cuda_plan *cuda = b->cuda;
+    bool spans_fit = b->plan->max_contiguous <= RELAYI_CUDA_HOPPER_CONTIGUOUS;
+    if (!cuda->bounded || !cuda->built)
+        cuda->kernel = hopper_computes(b->plan) && few_rows(b) && spans_fit && relays(b) ? RELAYI_CUDA_HOPPER
+                                                                                         : RELAYI_CUDA_GENERAL;
+    if (cuda->kernel == RELAYI_CUDA_HOPPER && !spans_fit)
+        return relayi_fail(b->plan->device, RELAY_UNSUPPORTED,
+                           "relay_plan_build: tensor_index %d; a plan with bounds that was built for up to %d contiguous "
+                           "tensors keeps to them",
+                           b->plan->max_contiguous - 1, RELAYI_CUDA_HOPPER_CONTIGUOUS);
+    cuda->built = true;
+    b->hopper = cuda->kernel == RELAYI_CUDA_HOPPER;
+    b->plan->kernel.name = relayi_cuda_name_of(b->plan->device, cuda->kernel, b->plan->attention.query_dtype,
+                                               b->plan->attention.kv_dtype);
+    return RELAY_OK;
+}
+
 static void cut_all(builder *b) {
     number_rows(b);
     for (int32_t s = 0; s < b->content->num_segments; s++) cut_segment(b, s);
@@ -592,6 +735,7 @@ relay_status relayi_cuda_plan_build(relay_plan *plan, const relayi_forest_conten
     b.num_rows = content->query_start ? content->query_start[content->num_requests] : 0;
     plan->num_rows = plan->info.num_rows = b.num_rows;
     status = check_bounds(&b);
+    if (status == RELAY_OK) status = choose_kernel(&b);
     if (status != RELAY_OK) return status;
     if (!reserve_scratch(&b))
         return relayi_fail(plan->device, RELAY_OUT_OF_MEMORY, "relay_plan_build: no memory for the plan");

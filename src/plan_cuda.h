@@ -28,6 +28,8 @@ typedef struct relayi_cuda_cut {
 
 typedef struct relayi_cuda_plan {
     bool bounded; /* sizes are those of the options' bounds, whatever the batch */
+    relayi_cuda_kernel kernel;       /* that the list is made for */
+    bool built;                      /* once: a bounded plan keeps its kernel, since a graph does */
     int32_t work_slots;              /* blocks that the device runs at once */
     void *list;                      /* pinned */
     size_t list_room, list_bytes;
@@ -36,6 +38,18 @@ typedef struct relayi_cuda_plan {
     uint32_t units, pieces, rows, runs, ids; /* byte offsets in the list */
     relayi_growing scratch_memory;
 } relayi_cuda_plan;
+
+/* Work of one kind for relayi_cuda_spread: `total` steps in `cuts` cuts of up to `longest`, all as long if
+ * `alike`; a chunk more costs each cut `states` on average. */
+typedef struct relayi_cuda_load {
+    double total, states;
+    int64_t cuts, longest;
+    bool alike;
+} relayi_cuda_load;
+
+/* Steps of a chunk that keep `slots` workers of the Hopper kernel busy for the shortest time; `tall`: prompt
+ * tiles, else pages. */
+int64_t relayi_cuda_spread(const relayi_cuda_load *load, bool tall, int64_t slots);
 
 /* A plan on a CUDA device; fails with a sentence to the log.  OUT_OF_MEMORY, UNSUPPORTED. */
 relay_status relayi_cuda_plan_create(relay_plan *plan);

@@ -77,7 +77,7 @@ static void point_at_list(const relay_plan *plan, const relay_run_args *args, re
     p->lse = (float *)(void *)(workspace + map.lse);
 }
 
-static void point_at_tensors(const relay_plan *plan, const relay_run_args *args, relayi_cuda_params *p) {
+static void point_at_tensors(const relay_run_args *args, relayi_cuda_params *p) {
     p->query = args->query.data;
     p->query_row = args->query.stride[0];
     p->query_head = args->query.stride[1];
@@ -94,12 +94,37 @@ static void point_at_tensors(const relay_plan *plan, const relay_run_args *args,
     const int64_t *key = args->key_pool.stride, *value = args->value_pool.stride;
     p->key_block = key[0], p->key_token = key[1], p->key_head = key[2];
     p->value_block = value[0], p->value_token = value[1], p->value_head = value[2];
+}
+
+static void point_at_spans(const relay_plan *plan, const relay_run_args *args, relayi_cuda_attend *call) {
+    call->num_contiguous = plan->max_contiguous;
     for (int32_t i = 0; i < plan->max_contiguous; i++) {
         const relay_kv_tensors *kv = &args->contiguous[i];
-        p->contiguous[i] = (relayi_cuda_kv){.key = kv->key.data, .value = kv->value.data,
-                                            .key_token = kv->key.stride[0], .key_head = kv->key.stride[1],
-                                            .value_token = kv->value.stride[0], .value_head = kv->value.stride[1]};
+        call->contiguous[i] = (relayi_cuda_kv){.key = kv->key.data, .value = kv->value.data,
+                                               .tokens = kv->key.data != NULL ? kv->key.shape[0] : 0,
+                                               .key_token = kv->key.stride[0], .key_head = kv->key.stride[1],
+                                               .value_token = kv->value.stride[0], .value_head = kv->value.stride[1]};
     }
+}
+
+/* The copy engine's maps: the heads of a token side by side, strides of less than 2^40 bytes. */
+static bool mapped(const relay_tensor *tensor, int32_t head) {
+    const int64_t most = (int64_t)1 << 38;
+    int64_t dim = tensor->shape[head + 1];
+    bool fits = tensor->shape[head] <= 1 || tensor->stride[head] == dim;
+    for (int32_t i = 0; i < head; i++) fits = fits && tensor->stride[i] > 0 && tensor->stride[i] < most;
+    return fits;
+}
+
+/* A list for the Hopper kernel runs on the general one where the tensors are not what it can take. */
+static bool hopper_takes(const relay_plan *plan, const relay_run_args *args) {
+    bool takes = plan->cuda->kernel == RELAYI_CUDA_HOPPER && dense(&args->query, RELAYI_CUDA_ALIGNMENT);
+    if (plan->uses_pages) takes = takes && mapped(&args->key_pool, 2) && mapped(&args->value_pool, 2);
+    for (int32_t i = 0; takes && i < plan->max_contiguous; i++) {
+        const relay_kv_tensors *kv = &args->contiguous[i];
+        takes = kv->key.data == NULL || (mapped(&kv->key, 1) && mapped(&kv->value, 1));
+    }
+    return takes;
 }
 
 static relayi_cuda_params make_params(const relay_plan *plan, const relay_run_args *args) {
@@ -110,7 +135,7 @@ static relayi_cuda_params make_params(const relay_plan *plan, const relay_run_ar
                             .soft_cap = a->logit_soft_cap, .window = a->sliding_window,
                             .sink_tokens = a->sliding_window > 0 ? a->num_sink_tokens : 0};
     point_at_list(plan, args, &p);
-    point_at_tensors(plan, args, &p);
+    point_at_tensors(args, &p);
     return p;
 }
 
@@ -126,7 +151,10 @@ relay_status relayi_run_on_cuda(const relay_plan *plan, const relay_run_args *ar
                                .list_bytes = args->plan_in_workspace ? 0 : cuda->list_bytes,
                                .max_rows = cuda->bounded ? plan->options.max_rows : plan->num_rows,
                                .max_work = work < INT32_MAX ? (int32_t)work : INT32_MAX,
+                               .kernel = hopper_takes(plan, args) ? RELAYI_CUDA_HOPPER : RELAYI_CUDA_GENERAL,
+                               .num_blocks = plan->uses_pages ? args->key_pool.shape[0] : 0,
                                .params = make_params(plan, args)};
+    point_at_spans(plan, args, &call);
     /* a repeatable row is merged alike however many there are */
     call.split_merge = plan->options.repeatable || (int64_t)call.max_rows * plan->attention.num_heads <= SPLIT_MERGE_PAIRS;
     status = plan->device->cuda->attend(&call, &error);

@@ -19,7 +19,8 @@ static relay_status pin(int32_t device, size_t bytes, void **memory, relayi_cuda
     return *memory ? RELAY_OK : RELAY_OUT_OF_MEMORY;
 }
 
-static const char *kernel_name(relay_dtype query, relay_dtype kv) {
+static const char *kernel_name(relayi_cuda_kernel kernel, relay_dtype query, relay_dtype kv) {
+    if (kernel == RELAYI_CUDA_HOPPER) return query == kv && query != RELAY_F32 ? "pretended hopper" : NULL;
     return query == kv && query != RELAY_F32 ? "pretended" : NULL;
 }
 
@@ -34,7 +35,10 @@ static void keep_error(void *user, relay_log_level level, const char *message) {
 }
 
 static relay_device device = {.kind = RELAY_DEVICE_CUDA, .threads = 1, .level = "cuda", .cuda = &pretended,
-                              .gpu = {.multiprocessors = 132}, .log = keep_error};
+                              .gpu = {.multiprocessors = 132, .major = 8}, .log = keep_error};
+
+/* The same batches on a device with the Hopper kernel. */
+static void pretend(bool hopper) { device.gpu.major = hopper ? 9 : 8; }
 
 /* ---- random batches --------------------------------------------------------- */
 
@@ -53,8 +57,11 @@ typedef struct batch {
     bool ordered;
 } batch;
 
+static bool only_pages;               /* in the batches that are drawn */
+static int32_t most_rows_drawn = 300; /* of a request */
+
 static relay_kv_span draw_span(batch *b, int32_t length, int32_t tensor) {
-    relay_kv_span span = {.layout = between(0, 3) ? RELAY_KV_PAGED : RELAY_KV_CONTIGUOUS, .length = length,
+    relay_kv_span span = {.layout = only_pages || between(0, 3) ? RELAY_KV_PAGED : RELAY_KV_CONTIGUOUS, .length = length,
                           .tensor_index = tensor, .block_table = b->ids};
     return span;
 }
@@ -75,7 +82,7 @@ static void draw_segments(batch *b, int32_t parent, int32_t first, int32_t last,
 static void draw_batch(batch *b) {
     *b = (batch){.requests = between(0, 20) ? between(1, MOST_REQUESTS) : 0};
     for (int32_t i = 0; i < 4096; i++) b->ids[i] = i;
-    int32_t most_rows = between(0, 1) ? 1 : between(1, 300);
+    int32_t most_rows = between(0, 1) ? 1 : between(1, most_rows_drawn);
     for (int32_t r = 0; r < b->requests; r++) {
         int32_t rows = between(0, 9) ? between(1, most_rows) : 0;
         b->query_start[r + 1] = b->query_start[r] + rows;
@@ -138,6 +145,10 @@ static reader read_list(const relay_plan *plan) {
     return r;
 }
 
+static const relayi_cuda_unit *unit_at(const reader *r, int32_t u) {
+    return &r->units[RELAYI_CUDA_ENTRY(u, r->header->num_tall, (int32_t)r->plan->cuda->sizes.units)];
+}
+
 static const relayi_cuda_piece *piece_at(const reader *r, const relayi_cuda_unit *unit, int32_t i) {
     return i == 0 ? &unit->first : &r->pieces[unit->more_pieces + i - 1];
 }
@@ -171,7 +182,7 @@ static void check_unit(reader *r, const relayi_cuda_unit *unit) {
 static void count_tokens(const reader *r, int32_t row, int64_t state, unsigned char *seen) {
     int32_t group = r->plan->group;
     for (int32_t u = 0; u < r->header->num_units; u++) {
-        const relayi_cuda_unit *unit = &r->units[u];
+        const relayi_cuda_unit *unit = unit_at(r, u);
         if (state < unit->state || state >= unit->state + unit->rows) continue;
         CHECK(unit->row_begin + (int32_t)(state - unit->state) == row * group);
         for (int32_t i = 0; i < unit->num_pieces; i++) {
@@ -200,12 +211,43 @@ static void check_row(const reader *r, int32_t row, unsigned char *seen, int32_t
     CHECK_MSG(wrong == 0, "row %d at position %d: %d tokens not covered exactly once", row, of->position, wrong);
 }
 
+/* What the Hopper kernel takes for granted: prompts first, each unit one piece that all its rows see. */
+static void check_hopper_unit(const reader *r, const relayi_cuda_unit *unit, bool tall) {
+    CHECK((unit->shape != RELAYI_CUDA_FLAT) == tall);
+    int32_t group = r->plan->group, first = unit->row_begin / group;
+    for (int32_t i = 0; i < unit->rows && unit->source >= 0; i++)
+        CHECK(r->rows[(unit->row_begin + i) / group].source == unit->source + (unit->row_begin + i) / group - first);
+    if (!tall) {
+        CHECK(unit->rows <= RELAYI_CUDA_HOPPER_ROWS);
+        for (int32_t i = 0; i < unit->rows; i++) {
+            int32_t plan_row = (unit->row_begin + i) / group, position = r->rows[plan_row].position;
+            bool all = true; /* it sees all of the unit */
+            for (int32_t n = 0; n < unit->num_pieces; n++)
+                all = all && position >= piece_at(r, unit, n)->start + piece_at(r, unit, n)->end - 1;
+            CHECK(position == unit->min_position + plan_row - first || all);
+        }
+        return;
+    }
+    CHECK(unit->num_pieces == 1 && unit->min_position >= unit->first.start + unit->first.end - 1);
+    CHECK(unit->shape == (unit->rows > 64 ? RELAYI_CUDA_WIDE : RELAYI_CUDA_TALL) || unit->rows <= 64);
+    for (int32_t i = 0; i < unit->rows; i++)
+        CHECK(r->rows[(unit->row_begin + i) / r->plan->group].position >= unit->min_position);
+}
+
+static void check_hopper(const reader *r) {
+    int32_t tall = r->header->num_tall;
+    bool hopper = r->plan->cuda->kernel == RELAYI_CUDA_HOPPER;
+    CHECK(hopper || tall == r->header->num_units);
+    for (int32_t u = 0; hopper && u < r->header->num_units; u++) check_hopper_unit(r, unit_at(r, u), u < tall);
+}
+
 static void check_list(const relay_plan *plan, int32_t rows) {
     enum { ROOM = 1 << 16 };
     static unsigned char seen[ROOM];
     reader r = read_list(plan);
     CHECK(r.header->num_rows == rows && r.header->next == 0 && plan->info.num_rows == rows);
-    for (int32_t u = 0; u < r.header->num_units; u++) check_unit(&r, &r.units[u]);
+    for (int32_t u = 0; u < r.header->num_units; u++) check_unit(&r, unit_at(&r, u));
+    check_hopper(&r);
     int64_t twice = 0;
     for (int64_t s = 0; s < plan->cuda->sizes.states; s++) twice += r.written[s] > 1;
     CHECK_MSG(twice == 0, "%lld states are written by more than one unit", (long long)twice);
@@ -218,8 +260,12 @@ static void check_list(const relay_plan *plan, int32_t rows) {
 static void test_coverage(void) {
     static batch b;
     relay_forest *forest = NULL;
+    int32_t hoppers = 0;
     CHECK(relay_forest_create(&device, &forest) == RELAY_OK);
-    for (int32_t i = 0; i < 400; i++) {
+    for (int32_t i = 0; i < 900; i++) {
+        pretend(i % 3 != 0);
+        only_pages = i % 3 == 1;
+        most_rows_drawn = only_pages ? 8 : 300;
         relay_attention a = draw_attention();
         relay_plan_options options = relay_plan_options_defaults();
         relay_plan *plan = NULL;
@@ -231,8 +277,13 @@ static void test_coverage(void) {
         relay_status status = relay_plan_build(plan, forest);
         CHECK_MSG(status == RELAY_OK, "batch %d: %s", i, last_error);
         if (status == RELAY_OK) check_list(plan, b.query_start[b.requests]);
+        hoppers += plan->cuda->kernel == RELAYI_CUDA_HOPPER;
         relay_plan_destroy(plan);
     }
+    pretend(false);
+    only_pages = false;
+    most_rows_drawn = 300;
+    CHECK_MSG(hoppers > 30, "only %d lists for the Hopper kernel", hoppers);
     relay_forest_destroy(forest);
 }
 
@@ -241,10 +292,12 @@ static void test_bounds(void) {
     static batch b;
     relay_forest *forest = NULL;
     CHECK(relay_forest_create(&device, &forest) == RELAY_OK);
-    for (int32_t i = 0; i < 20; i++) {
+    for (int32_t i = 0; i < 60; i++) {
+        pretend(i % 2);
+        most_rows_drawn = i % 4 == 1 ? 8 : 300;
         relay_attention a = draw_attention();
         relay_plan_options options = {.struct_size = sizeof options, .repeatable = i % 3 == 0, .max_requests = MOST_REQUESTS,
-                                      .max_rows = 300 * MOST_REQUESTS, .max_depth = 4, .max_tokens = 20000,
+                                      .max_rows = most_rows_drawn * MOST_REQUESTS, .max_depth = 4, .max_tokens = 20000,
                                       .max_blocks = 30000};
         options.strategy = (relay_strategy)(i % 3);
         relay_plan *plan = NULL;
@@ -253,15 +306,21 @@ static void test_bounds(void) {
         for (int32_t j = 0; j < 12; j++) {
             draw_batch(&b);
             relay_status status = set_forest(&b, forest) ? relay_plan_build(plan, forest) : RELAY_INVALID_ARGUMENT;
+            if (status == RELAY_UNSUPPORTED && plan->cuda->kernel == RELAYI_CUDA_HOPPER) {
+                CHECK_CONTAINS(last_error, "contiguous tensors");
+                continue;
+            }
             CHECK_MSG(status == RELAY_OK, "batch %d: %s", j, last_error);
             if (status != RELAY_OK) continue;
             check_list(plan, b.query_start[b.requests]);
-            CHECK(j == 0 || (workspace == relay_plan_workspace_bytes(plan) && list == plan->cuda->list_bytes));
+            CHECK(workspace == 0 || (workspace == relay_plan_workspace_bytes(plan) && list == plan->cuda->list_bytes));
             workspace = relay_plan_workspace_bytes(plan);
             list = plan->cuda->list_bytes;
         }
         relay_plan_destroy(plan);
     }
+    pretend(false);
+    most_rows_drawn = 300;
     relay_forest_destroy(forest);
 }
 

@@ -45,7 +45,7 @@ template <int D, int MT> struct row_state {
 };
 
 /* Where a stacked row's query lies. */
-DEVICE int64_t query_offset(const relayi_cuda_params &p, int stacked, int kv_head) {
+DEVICE int64_t query_offset(const attend_params &p, int stacked, int kv_head) {
     const relayi_cuda_row *rows =
         reinterpret_cast<const relayi_cuda_row *>(static_cast<const char *>(p.list) + p.rows);
     int row = stacked / p.group, head = kv_head * p.group + stacked - row * p.group;
@@ -58,18 +58,18 @@ struct row_lookup {
     const relayi_cuda_row *rows;
     int begin, count, kv_head; /* stacked row of the warp's first row; rows that are real from there */
 
-    DEVICE row_lookup(const relayi_cuda_params &p, const relayi_cuda_unit &unit, int head, int first) {
+    DEVICE row_lookup(const attend_params &p, const relayi_cuda_unit &unit, int head, int first) {
         rows = reinterpret_cast<const relayi_cuda_row *>(static_cast<const char *>(p.list) + p.rows);
         begin = unit.row_begin + first;
         count = unit.rows - first;
         kv_head = head;
     }
     /* Row r of the two that a thread has in the m-th 16; -1 where there is none. */
-    DEVICE int position(const relayi_cuda_params &p, int m, int r) const {
+    DEVICE int position(const attend_params &p, int m, int r) const {
         int row = m * 16 + r * 8 + static_cast<int>(threadIdx.x % 32) / 4;
         return row < count ? rows[(begin + row) / p.group].position : -1;
     }
-    DEVICE float slope(const relayi_cuda_params &p, int m, int r) const {
+    DEVICE float slope(const attend_params &p, int m, int r) const {
         int row = m * 16 + r * 8 + static_cast<int>(threadIdx.x % 32) / 4;
         return p.slopes && row < count ? p.slopes[kv_head * p.group + (begin + row) % p.group] : 0.0f;
     }
@@ -84,7 +84,7 @@ struct tile_place {
 };
 
 template <int TOKENS>
-DEVICE tile_place place_of(const relayi_cuda_params &p, const relayi_cuda_unit &unit, const token_walk &walk) {
+DEVICE tile_place place_of(const attend_params &p, const relayi_cuda_unit &unit, const token_walk &walk) {
     tile_place at = {walk.token, walk.end, walk.start, false};
     int first = walk.token + walk.start, last = first + TOKENS - 1;
     at.full = walk.token + TOKENS <= walk.end && last <= unit.min_position &&
@@ -97,7 +97,7 @@ struct sight {
     int lo, hi, sinks;
 };
 
-DEVICE sight sight_of(const relayi_cuda_params &p, const tile_place &at, int position) {
+DEVICE sight sight_of(const attend_params &p, const tile_place &at, int position) {
     sight s = {0, min(position + 1 - at.start, at.end), 0};
     if (p.window > 0) {
         s.lo = position - p.window + 1 - at.start;
@@ -116,7 +116,7 @@ template <typename T> DEVICE bool not_finite(uint32_t two) {
 /* Values that are not finite must not reach rows that do not see them: 0 times NaN is NaN.  Adds
  * them to the rows that do.  Rare, so the code is small and the state in local memory. */
 template <typename T, int D, int MT, int TOKENS>
-__device__ __noinline__ void add_slowly(const relayi_cuda_params &p, tile_place at, const char *values,
+__device__ __noinline__ void add_slowly(const attend_params &p, tile_place at, const char *values,
                                         float (*acc)[D / 8][4], row_lookup rows) {
     int lane = threadIdx.x % 32;
 #pragma unroll 1
@@ -128,7 +128,7 @@ __device__ __noinline__ void add_slowly(const relayi_cuda_params &p, tile_place 
 }
 
 template <typename T, int D, int MT, int TOKENS>
-DEVICE void add_not_finite(const relayi_cuda_params &p, const tile_place &at, const char *values,
+DEVICE void add_not_finite(const attend_params &p, const tile_place &at, const char *values,
                            const row_lookup &rows, row_state<D, MT> &state) {
     float acc[MT][D / 8][4];
 #pragma unroll
@@ -167,7 +167,7 @@ template <typename T, int BYTES, int COUNT> DEVICE void clear_not_finite(char *v
 
 /* Scores as they come from the product become natural logarithms of weights. */
 template <int MT, int NT>
-DEVICE void shape_scores(const relayi_cuda_params &p, const tile_place &at, const row_lookup &rows,
+DEVICE void shape_scores(const attend_params &p, const tile_place &at, const row_lookup &rows,
                          float (&s)[MT][NT][4]) {
     int lane = threadIdx.x % 32;
     float inverse = p.soft_cap > 0.0f ? p.scale / p.soft_cap : p.scale;
@@ -189,7 +189,7 @@ DEVICE void shape_scores(const relayi_cuda_params &p, const tile_place &at, cons
 }
 
 template <int MT, int NT>
-DEVICE void hide(const relayi_cuda_params &p, const tile_place &at, const row_lookup &rows, float (&s)[MT][NT][4]) {
+DEVICE void hide(const attend_params &p, const tile_place &at, const row_lookup &rows, float (&s)[MT][NT][4]) {
     int lane = threadIdx.x % 32;
 #pragma unroll
     for (int m = 0; m < MT; m++)
@@ -206,7 +206,7 @@ DEVICE void hide(const relayi_cuda_params &p, const tile_place &at, const row_lo
 
 /* Powers of two that a unit of a score stands for.  SHAPED: a soft cap or ALiBi slopes have made it a
  * natural logarithm; they have kernels of their own, since they cost registers. */
-template <bool SHAPED> DEVICE float unit_of(const relayi_cuda_params &p) { return SHAPED ? LOG2E : p.scale * LOG2E; }
+template <bool SHAPED> DEVICE float unit_of(const attend_params &p) { return SHAPED ? LOG2E : p.scale * LOG2E; }
 
 /* Powers of two that a row's maximum may lag behind the true one: weights stay below 2^8. */
 #define MAX_LAG 8.0f
@@ -228,7 +228,8 @@ DEVICE void soften(float (&s)[MT][NT][4], float unit, row_state<D, MT> &state) {
             /* a maximum that is too low by a few powers of two is as good, and leaves acc alone */
             if (!((top - before) * unit > MAX_LAG)) top = before;
             float shift = top == -CUDART_INF_F ? 0.0f : top * unit;
-            scale[r] = exp2_fast(before * unit - shift);
+            /* nothing to scale before the first tile, but for values that are infinite */
+            scale[r] = before == -CUDART_INF_F ? 1.0f : exp2_fast(before * unit - shift);
             state.max[m][r] = top;
             float sum = state.sum[m][r] * scale[r];
 #pragma unroll
@@ -277,7 +278,7 @@ template <int D, int MT> struct query_fragments<D, MT, false> {
 };
 
 template <typename T, int D, int MT, int TOKENS, bool SHAPED, typename Q>
-DEVICE void attend_tile(const relayi_cuda_params &p, const tile_place &at, const row_lookup &rows, const Q &query,
+DEVICE void attend_tile(const attend_params &p, const tile_place &at, const row_lookup &rows, const Q &query,
                         uint32_t keys, uint32_t values, row_state<D, MT> &state) {
     constexpr int NT = TOKENS / 8;
     int lane = threadIdx.x % 32;
@@ -353,7 +354,7 @@ DEVICE uint4 load_loose(const uint16_t *from) {
 /* Starts the copies of a unit's queries into a tile of ROWS rows.  A thread keeps to one row, so that
  * it waits for the row's place once. */
 template <typename T, int D, int ROWS>
-DEVICE void load_queries(const relayi_cuda_params &p, const relayi_cuda_unit &unit, int kv_head, char *tile) {
+DEVICE void load_queries(const attend_params &p, const relayi_cuda_unit &unit, int kv_head, char *tile) {
     constexpr int threads = THREADS / ROWS; /* of a row */
     int row = threadIdx.x / threads;
     bool real = row < unit.rows;
@@ -384,7 +385,7 @@ DEVICE void ready_queries(uint32_t tile, int first, query_fragments<D, MT, HELD>
 
 /* Four warps' states of the same 16 rows become one, in the workspace. */
 template <int D, bool SHAPED>
-DEVICE void merge_warps(const relayi_cuda_params &p, const relayi_cuda_unit &unit, int kv_head, char *shared,
+DEVICE void merge_warps(const attend_params &p, const relayi_cuda_unit &unit, int kv_head, char *shared,
                         row_state<D, 1> &state) {
     float *acc = reinterpret_cast<float *>(shared);           /* [warp][16][D] */
     float *stats = acc + WARPS * 16 * D;                      /* [warp][16][max in powers of two, sum] */
@@ -423,7 +424,7 @@ DEVICE void merge_warps(const relayi_cuda_params &p, const relayi_cuda_unit &uni
 }
 
 template <typename T, int D, bool SHAPED>
-DEVICE void attend_flat(const relayi_cuda_params &p, const relayi_cuda_unit &unit, int kv_head, char *shared) {
+DEVICE void attend_flat(const attend_params &p, const relayi_cuda_unit &unit, int kv_head, char *shared) {
     constexpr int stages = sizes<D>::flat_stages, bytes = sizes<D>::page_bytes;
     const char *list = static_cast<const char *>(p.list);
     const int32_t *ids = reinterpret_cast<const int32_t *>(list + p.ids);
@@ -483,7 +484,7 @@ DEVICE void attend_flat(const relayi_cuda_params &p, const relayi_cuda_unit &uni
 /* ---- TALL, WIDE ----------------------------------------------------------- */
 
 template <int D, int MT, bool SHAPED>
-DEVICE void store_states(const relayi_cuda_params &p, const relayi_cuda_unit &unit, int kv_head, int first,
+DEVICE void store_states(const attend_params &p, const relayi_cuda_unit &unit, int kv_head, int first,
                          const row_state<D, MT> &state) {
     int lane = threadIdx.x % 32;
     float power = unit_of<SHAPED>(p);
@@ -507,7 +508,7 @@ DEVICE void store_states(const relayi_cuda_params &p, const relayi_cuda_unit &un
 }
 
 template <typename T, int D, int MT, bool SHAPED>
-DEVICE void attend_tall(const relayi_cuda_params &p, const relayi_cuda_unit &unit, int kv_head, char *shared) {
+DEVICE void attend_tall(const attend_params &p, const relayi_cuda_unit &unit, int kv_head, char *shared) {
     constexpr int tile = sizes<D>::tile, bytes = sizes<D>::tile_bytes;
     constexpr bool held = MT * D <= 128;
     const char *list = static_cast<const char *>(p.list);
@@ -569,16 +570,17 @@ DEVICE void attend_tall(const relayi_cuda_params &p, const relayi_cuda_unit &uni
 /* ---- the kernel ----------------------------------------------------------- */
 
 template <typename T, int D, bool SHAPED>
-__global__ void __launch_bounds__(THREADS, sizes<D>::blocks) attend(const __grid_constant__ relayi_cuda_params p) {
+__global__ void __launch_bounds__(THREADS, sizes<D>::blocks) attend(const __grid_constant__ attend_params p) {
     extern __shared__ __align__(128) char shared[];
     __shared__ relayi_cuda_unit unit; /* not in registers: the tiles need them all */
     __shared__ uint32_t next;
     constexpr uint32_t words = sizeof(relayi_cuda_unit) / 4;
     relayi_cuda_header *header = static_cast<relayi_cuda_header *>(p.list);
     const uint32_t *units = reinterpret_cast<const uint32_t *>(static_cast<const char *>(p.list) + p.units);
-    uint32_t work = blockIdx.x, at = work / p.kv_heads, word = 0;
-    if (at < static_cast<uint32_t>(p.unit_room) && threadIdx.x < words) word = units[at * words + threadIdx.x];
-    /* both loads are on their way at once */
+    uint32_t work = blockIdx.x, at = work / p.kv_heads, word = 0, tall = header->num_tall, room = p.unit_room;
+    if (at < room && threadIdx.x < words) word = units[at * words + threadIdx.x];
+    /* both loads are on their way at once; the first is in vain where the unit lies at the room's end */
+    if (at >= tall && at < room && threadIdx.x < words) word = units[RELAYI_CUDA_ENTRY(at, tall, room) * words + threadIdx.x];
     uint32_t total = static_cast<uint32_t>(header->num_units) * static_cast<uint32_t>(p.kv_heads);
     start_dependents();
     while (work < total) {
@@ -591,7 +593,7 @@ __global__ void __launch_bounds__(THREADS, sizes<D>::blocks) attend(const __grid
         else if constexpr (sizes<D>::wide) attend_tall<T, D, 2, SHAPED>(p, unit, kv_head, shared);
         work = next;
         at = work / p.kv_heads;
-        if (work < total && threadIdx.x < words) word = units[at * words + threadIdx.x];
+        if (work < total && threadIdx.x < words) word = units[RELAYI_CUDA_ENTRY(at, tall, room) * words + threadIdx.x];
         __syncthreads(); /* `unit`, `next` and shared memory are done with */
     }
 }

@@ -15,8 +15,16 @@ set(RELAY_CUDA_SOURCES
   merge_cuda.cu write_cuda.cu fuse_cuda.cu peak_cuda.cu ops_cuda.cu)
 list(TRANSFORM RELAY_CUDA_SOURCES PREPEND ${CMAKE_CURRENT_LIST_DIR}/)
 
-add_library(relayattn_cuda MODULE ${RELAY_CUDA_SOURCES})
-target_include_directories(relayattn_cuda PRIVATE ${PROJECT_SOURCE_DIR}/src ${PROJECT_SOURCE_DIR}/include)
+# wgmma and the copy engine's maps: machine code for Hopper alone
+add_library(relayattn_hopper OBJECT
+  ${CMAKE_CURRENT_LIST_DIR}/hopper_d64_cuda.cu ${CMAKE_CURRENT_LIST_DIR}/hopper_d128_cuda.cu)
+set_target_properties(relayattn_hopper PROPERTIES
+  CUDA_ARCHITECTURES 90a-real CUDA_VISIBILITY_PRESET hidden POSITION_INDEPENDENT_CODE ON)
+
+add_library(relayattn_cuda MODULE ${RELAY_CUDA_SOURCES} $<TARGET_OBJECTS:relayattn_hopper>)
+foreach(target relayattn_cuda relayattn_hopper)
+  target_include_directories(${target} PRIVATE ${PROJECT_SOURCE_DIR}/src ${PROJECT_SOURCE_DIR}/include)
+endforeach()
 set_target_properties(relayattn_cuda PROPERTIES
   CUDA_RUNTIME_LIBRARY Static CUDA_VISIBILITY_PRESET hidden LIBRARY_OUTPUT_DIRECTORY ${PROJECT_BINARY_DIR})
 install(TARGETS relayattn_cuda LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR})

@@ -12,6 +12,9 @@
     cudaError_t relayi_cuda_attend_d##D(const relayi_cuda_attend *call, int multiprocessors, cudaStream_t stream);
 RELAY_CUDA_DIMS(RELAY_CUDA_DECLARE)
 #undef RELAY_CUDA_DECLARE
+/* Compute capability 9.0 alone. */
+cudaError_t relayi_cuda_hopper_d64(const relayi_cuda_attend *call, int multiprocessors, cudaStream_t stream);
+cudaError_t relayi_cuda_hopper_d128(const relayi_cuda_attend *call, int multiprocessors, cudaStream_t stream);
 
 cudaError_t relayi_cuda_merge(const relayi_cuda_attend *call, int major, cudaStream_t stream);
 cudaError_t relayi_cuda_write_pages(const relayi_cuda_write *call, cudaStream_t stream);

@@ -13,7 +13,10 @@ static cudaError_t launch_attend(const relayi_cuda_attend *call, int multiproces
     if (error != cudaSuccess) return error;
     int blocks = multiprocessors * sizes<D>::blocks;
     if (blocks > call->max_work) blocks = call->max_work;
-    attend<T, D, SHAPED><<<blocks, THREADS, sizes<D>::shared_bytes, stream>>>(call->params);
+    attend_params params = {};
+    static_cast<relayi_cuda_params &>(params) = call->params;
+    for (int i = 0; i < call->num_contiguous; i++) params.contiguous[i] = call->contiguous[i];
+    attend<T, D, SHAPED><<<blocks, THREADS, sizes<D>::shared_bytes, stream>>>(params);
     return cudaGetLastError();
 }
 

@@ -116,7 +116,7 @@ __global__ void __launch_bounds__(SPLIT_WARPS * 32) merge(const __grid_constant_
     const relayi_cuda_run *runs = reinterpret_cast<const relayi_cuda_run *>(list + p.runs) + of.first_run;
     if (real && runs->chunks < 0) return; /* never: brings it near while the attention ends */
     wait_for_predecessor();               /* what is above was there before it began */
-    if (blockIdx.x == 0 && threadIdx.x == 0) header->next = 0;
+    if (blockIdx.x == 0 && threadIdx.x == 0) header->next = header->next_flat = 0;
     if (!real) return;
     float top = largest_lse(p, runs, of.num_runs, row, head);
     partial added = {};

@@ -95,6 +95,8 @@ int32_t reachable(int32_t index, const void *address) {
 
 cudaError_t launch_attend(const relayi_cuda_attend *call, int multiprocessors, cudaStream_t stream) {
     int32_t dim = call->params.head_dim;
+    if (call->kernel == RELAYI_CUDA_HOPPER && dim == 64) return relayi_cuda_hopper_d64(call, multiprocessors, stream);
+    if (call->kernel == RELAYI_CUDA_HOPPER && dim == 128) return relayi_cuda_hopper_d128(call, multiprocessors, stream);
 #define RELAY_CUDA_CASE(D) \
     if (dim <= D) return relayi_cuda_attend_d##D(call, multiprocessors, stream);
     RELAY_CUDA_DIMS(RELAY_CUDA_CASE)
@@ -142,9 +144,10 @@ relay_status calibrate(int32_t index, relayi_cuda_rates *rates, relayi_cuda_erro
     return say(to, "calibrating", current.error != cudaSuccess ? current.error : relayi_cuda_measure(&device, rates));
 }
 
-const char *kernel_name(relay_dtype query, relay_dtype kv) {
-    if (query != kv) return nullptr;
-    return query == RELAY_BF16 ? "relayi_attend_bf16_cuda" : query == RELAY_F16 ? "relayi_attend_f16_cuda" : nullptr;
+const char *kernel_name(relayi_cuda_kernel kernel, relay_dtype query, relay_dtype kv) {
+    if (query != kv || query == RELAY_F32) return nullptr;
+    if (kernel == RELAYI_CUDA_HOPPER) return query == RELAY_BF16 ? "relayi_attend_bf16_hopper" : "relayi_attend_f16_hopper";
+    return query == RELAY_BF16 ? "relayi_attend_bf16_cuda" : "relayi_attend_f16_cuda";
 }
 
 /* ---- for the checker and the benchmarks ------------------------------------ */

@@ -45,6 +45,11 @@ template <> struct half_ops<__half> {
     }
 };
 
+/* What the general kernel is given, by value: a graph keeps it. */
+struct attend_params : relayi_cuda_params {
+    relayi_cuda_kv contiguous[RELAYI_CUDA_MAX_CONTIGUOUS];
+};
+
 /* ---- shared memory -------------------------------------------------------- */
 
 DEVICE uint32_t shared_address(const void *at) { return static_cast<uint32_t>(__cvta_generic_to_shared(at)); }
@@ -176,7 +181,7 @@ template <typename T> struct kv_view {
     const T *key, *value;
     int64_t key_block, key_token, value_block, value_token;
 
-    DEVICE kv_view(const relayi_cuda_params &p, int tensor, int kv_head) {
+    DEVICE kv_view(const attend_params &p, int tensor, int kv_head) {
         if (tensor < 0) {
             key = static_cast<const T *>(p.key_pool) + kv_head * p.key_head;
             value = static_cast<const T *>(p.value_pool) + kv_head * p.value_head;
@@ -198,7 +203,7 @@ template <typename T> struct kv_view {
 /* Starts the copies of TOKENS tokens by a whole block; tokens past the end and dims past head_dim
  * become zeros.  Lane g of each warp holds the page of tokens [16g, +16). */
 template <typename T, int D, int TOKENS>
-DEVICE void fetch_tile(const relayi_cuda_params &p, const token_walk &walk, page_place page, int kv_head,
+DEVICE void fetch_tile(const attend_params &p, const token_walk &walk, page_place page, int kv_head,
                        uint32_t keys, uint32_t values) {
     constexpr int chunks = D / 8;
     kv_view<T> kv(p, walk.tensor, kv_head);
@@ -237,7 +242,7 @@ DEVICE void fetch_tile(const relayi_cuda_params &p, const token_walk &walk, page
 
 /* The same for one page, by one warp: rows follow each other by one stride. */
 template <typename T, int D>
-DEVICE void fetch_page(const relayi_cuda_params &p, const token_walk &walk, page_place page, int kv_head, uint32_t keys,
+DEVICE void fetch_page(const attend_params &p, const token_walk &walk, page_place page, int kv_head, uint32_t keys,
                        uint32_t values, int lane) {
     constexpr int chunks = D / 8;
     kv_view<T> kv(p, walk.tensor, kv_head);

@@ -16,6 +16,30 @@ static uint64_t case_seed(const chk *c, const char *group, int64_t index) {
 
 /* ---- running a case -------------------------------------------------------- */
 
+enum { MOST_KERNELS = 8 };
+
+/* How many cases each kernel has computed. */
+static struct tally {
+    const char *kernel;
+    int32_t cases;
+} tallies[MOST_KERNELS];
+
+static void count_kernel(const relay_plan *plan) {
+    relay_plan_info info = {.struct_size = sizeof info};
+    if (relay_plan_get_info(plan, &info) != RELAY_OK || info.num_rows == 0) return;
+    for (int i = 0; i < MOST_KERNELS; i++) {
+        if (tallies[i].kernel != NULL && strcmp(tallies[i].kernel, info.kernel) != 0) continue;
+        tallies[i].kernel = info.kernel;
+        tallies[i].cases++;
+        return;
+    }
+}
+
+static void show_kernels(void) {
+    for (int i = 0; i < MOST_KERNELS && tallies[i].kernel != NULL; i++)
+        printf("%s: %d cases\n", tallies[i].kernel, (int)tallies[i].cases);
+}
+
 static bool make_plan(chk *c, const chk_world *world, relay_forest **forest, relay_plan **plan) {
     const chk_case *k = world->plain;
     relay_plan_options options = relay_plan_options_defaults();
@@ -29,6 +53,7 @@ static bool make_plan(chk *c, const chk_world *world, relay_forest **forest, rel
 static void check_plan(chk *c, cuda_world *world, const relay_plan *plan) {
     const relay_attention *a = &world->host->plain->attention;
     chk_result got = {0}, again = {0}, want = {0};
+    count_kernel(plan);
     if (cuda_world_run(c, world, plan, false, &got) && chk_world_expect(c, world->host, &want))
         chk_compare(c, &want, &got, cuda_tolerance(a->kv_dtype, a->output_dtype));
     /* the second run finds its plan in the workspace, and must give the same bits */
@@ -137,6 +162,46 @@ static void check_batches(chk *c, cuda_lab *lab) {
     }
 }
 
+/* Steps of decoding and of short drafts, as the Hopper kernel takes them: tiles of prompts of one to
+ * hundreds of rows, ends at every place of a tile, pages and contiguous memory, empty parts. */
+static chk_case draw_step(const chk *c, int64_t index) {
+    static const int32_t batches[] = {1, 3, 9, 17, 33, 64, 100, 130}, block_sizes[] = {16, 32, 48, 128};
+    chk_case k = chk_case_defaults(case_seed(c, "cuda step", index));
+    chk_rng rng = chk_rng_at(k.seed, 2);
+    int32_t requests = batches[index % 8], most_rows = index / 8 % 3 == 2 ? 8 : 1;
+    k.attention.num_kv_heads = chk_between(&rng, 1, 3);
+    k.attention.num_heads = k.attention.num_kv_heads * chk_between(&rng, 1, 8);
+    k.attention.head_dim = index / 2 % 2 ? 64 : 128;
+    k.attention.query_dtype = k.attention.kv_dtype = k.attention.output_dtype = halves[index % 2];
+    k.attention.use_sinks = chk_chance(&rng, 25);
+    relay_kv_layout prompt = chk_chance(&rng, 30) ? RELAY_KV_CONTIGUOUS : RELAY_KV_PAGED;
+    for (int32_t r = 0; r < requests; r++) {
+        int32_t rows = chk_chance(&rng, 5) ? 0 : chk_between(&rng, 1, most_rows);
+        chk_add_request(&k, rows, requests == 1 ? draw_layout(&rng) : RELAY_KV_PAGED, rows + draw_length(&rng, 300));
+    }
+    int32_t split = chk_chance(&rng, 40) ? chk_between(&rng, 1, requests) : requests;
+    chk_add_segment(&k, -1, 0, split, prompt, chk_between(&rng, 0, 1500));
+    if (split < requests) chk_add_segment(&k, -1, split, requests - split, RELAY_KV_PAGED, draw_length(&rng, 700));
+    if (chk_chance(&rng, 30)) chk_add_segment(&k, 0, 0, chk_between(&rng, 1, split), RELAY_KV_PAGED, draw_length(&rng, 200));
+    k.ordered = chk_chance(&rng, 30);
+    if (k.ordered) chk_shuffle(&rng, k.order, requests);
+    k.kind = chk_chance(&rng, 50) ? CHK_UNIFORM : (chk_kind)chk_between(&rng, 0, CHK_NUM_KINDS - 1);
+    k.strategy = (relay_strategy)(index % 5 % 3);
+    k.block_size = CHK_PICK(&rng, block_sizes);
+    k.spare_rows = chk_between(&rng, 0, 2);
+    k.lse = (chk_lse)chk_between(&rng, 0, CHK_NUM_LSE - 1);
+    return k;
+}
+
+static void check_steps(chk *c, cuda_lab *lab) {
+    for (int32_t index = 0; index < (c->quick ? 24 : 120); index++) {
+        chk_case k = draw_step(c, index);
+        char group[32];
+        snprintf(group, sizeof group, "step %d", index);
+        check_case(c, lab, group, &k);
+    }
+}
+
 static void check_random(chk *c, cuda_lab *lab) {
     static const int32_t most[] = {1, 4, 9, 16, 24, 9, 4, 90};
     for (int32_t index = 0; index < c->random_cases; index++) {
@@ -150,6 +215,7 @@ static void check_random(chk *c, cuda_lab *lab) {
 
 void cuda_check_runs(chk *c, cuda_lab *lab) {
     check_batches(c, lab);
+    check_steps(c, lab);
     check_random(c, lab);
 }
 
@@ -243,6 +309,7 @@ bool chk_cuda(chk *c, int32_t index, int32_t replays) {
     cuda_check_runs(c, &lab);
     cuda_check_laws(c, &lab);
     cuda_check_replays(c, &lab, replays);
+    show_kernels();
     for (int32_t i = 1; i <= CHK_MAX_THREADS; i++) c->device[i] = NULL;
     cuda_lab_close(&lab);
     return true;

@@ -1,0 +1,140 @@
+/* The Hopper kernel and its launch: one persistent block a multiprocessor, prompt and user part side
+ * by side.  hopper_layout.cuh says who does what. */
+#ifndef RELAY_HOPPER_CUDA_CUH
+#define RELAY_HOPPER_CUDA_CUH
+
+#include "attend_cuda.cuh"
+#include "hopper_prompt.cuh"
+#include "hopper_user.cuh"
+
+template <int D> DEVICE void prepare_block(const hopper_params &p, const hopper_block<D> &b) {
+    using S = hopper_sizes<D>;
+    if (threadIdx.x != 0) return;
+    prefetch_map(&p.pool[0]);
+    prefetch_map(&p.pool[1]);
+    for (int i = 0; i < S::slots; i++) {
+        barrier_init(b.full(i), 1);
+        barrier_init(b.empty(i), HOPPER_CONSUMERS * 4);
+    }
+    for (int i = 0; i < HOPPER_UNIT_QUEUE; i++) {
+        barrier_init(b.unit_full(i), 1);
+        barrier_init(b.unit_empty(i), HOPPER_CONSUMERS * 4);
+    }
+    for (int w = 0; w < HOPPER_USER_WARPS; w++)
+        for (int i = 0; i < S::user_stages; i++) {
+            barrier_init(b.user_full(w, i), 1);
+            barrier_init(b.user_empty(w, i), 1);
+        }
+    barriers_ready();
+}
+
+template <typename T, int D>
+__global__ void __launch_bounds__(HOPPER_THREADS, 1) attend_hopper(const __grid_constant__ hopper_params p) {
+    extern __shared__ __align__(1024) char hopper_shared[];
+    hopper_block<D> b(hopper_shared);
+    prepare_block<D>(p, b);
+    start_dependents();
+    __syncthreads();
+    int group = threadIdx.x / 128;
+    if (group < HOPPER_CONSUMERS) {
+        registers_more<176>();
+        consume<T, D>(p, b);
+    } else if (group == HOPPER_CONSUMERS) {
+        registers_fewer<112>();
+        attend_users<T, D>(p, b, threadIdx.x % 128 / 32);
+    } else {
+        registers_fewer<48>();
+        int warp = threadIdx.x % 128 / 32, lane = threadIdx.x % 32;
+        if (warp == 0) produce<D>(p, b);
+        else if (warp < 3 && lane < 2) feed_users<D>(p, b, (warp - 1) * 2 + lane);
+    }
+}
+
+/* ---- tensor maps ------------------------------------------------------------- */
+
+typedef CUresult (*encode_map_fn)(CUtensorMap *, CUtensorMapDataType, cuuint32_t, void *, const cuuint64_t *,
+                                  const cuuint64_t *, const cuuint32_t *, const cuuint32_t *, CUtensorMapInterleave,
+                                  CUtensorMapSwizzle, CUtensorMapL2promotion, CUtensorMapFloatOOBfill);
+
+static cudaError_t find_encode(encode_map_fn *found) {
+    static encode_map_fn known;
+    cudaDriverEntryPointQueryResult result;
+    void *address = nullptr;
+    if (known == nullptr) {
+        cudaError_t error = cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &address, 12000, cudaEnableDefault, &result);
+        if (error != cudaSuccess) return error;
+        if (result != cudaDriverEntryPointSuccess) return cudaErrorNotSupported;
+        known = reinterpret_cast<encode_map_fn>(address);
+    }
+    *found = known;
+    return cudaSuccess;
+}
+
+/* One of the pool's tensors: 64 dims, 8 tokens, blocks of 64 dims over all heads, groups of 8 tokens, pages. */
+template <int D>
+static cudaError_t map_pool(encode_map_fn encode, CUtensorMapDataType type, const relayi_cuda_attend *call, const void *data,
+                            int64_t block, int64_t token, CUtensorMap *map) {
+    const cuuint64_t blocks = call->num_blocks > 0 ? static_cast<cuuint64_t>(call->num_blocks) : 1;
+    const cuuint64_t size[5] = {64, 8, static_cast<cuuint64_t>(call->params.kv_heads) * (D / 64),
+                                static_cast<cuuint64_t>(call->params.block_size / 8), blocks};
+    const cuuint64_t stride[4] = {static_cast<cuuint64_t>(token) * 2, 128, static_cast<cuuint64_t>(token) * 16,
+                                  static_cast<cuuint64_t>(block) * 2};
+    const cuuint32_t box[5] = {64, 8, D / 64, 2, 1}, one[5] = {1, 1, 1, 1, 1};
+    CUresult result = encode(map, type, 5, const_cast<void *>(data), size, stride, box, one, CU_TENSOR_MAP_INTERLEAVE_NONE,
+                             CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+                             CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+    return result == CUDA_SUCCESS ? cudaSuccess : cudaErrorInvalidValue;
+}
+
+/* A contiguous span: 64 dims, tokens, blocks of 64 dims over all heads. */
+template <int D>
+static cudaError_t map_span(encode_map_fn encode, CUtensorMapDataType type, const relayi_cuda_attend *call, const void *data,
+                            int64_t tokens, int64_t token, CUtensorMap *map) {
+    const cuuint64_t size[3] = {64, static_cast<cuuint64_t>(tokens), static_cast<cuuint64_t>(call->params.kv_heads) * (D / 64)};
+    const cuuint64_t stride[2] = {static_cast<cuuint64_t>(token) * 2, 128};
+    const cuuint32_t box[3] = {64, 8, D / 64}, one[3] = {1, 1, 1};
+    CUresult result = encode(map, type, 3, const_cast<void *>(data), size, stride, box, one, CU_TENSOR_MAP_INTERLEAVE_NONE,
+                             CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+                             CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+    return result == CUDA_SUCCESS ? cudaSuccess : cudaErrorInvalidValue;
+}
+
+template <int D> static cudaError_t make_maps(const relayi_cuda_attend *call, hopper_params *p) {
+    encode_map_fn encode;
+    cudaError_t error = find_encode(&encode);
+    CUtensorMapDataType type = call->dtype == RELAY_BF16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 : CU_TENSOR_MAP_DATA_TYPE_FLOAT16;
+    if (error == cudaSuccess && p->key_pool) {
+        error = map_pool<D>(encode, type, call, p->key_pool, p->key_block, p->key_token, &p->pool[0]);
+        if (error == cudaSuccess)
+            error = map_pool<D>(encode, type, call, p->value_pool, p->value_block, p->value_token, &p->pool[1]);
+    }
+    for (int i = 0; error == cudaSuccess && i < call->num_contiguous; i++) {
+        const relayi_cuda_kv &kv = call->contiguous[i];
+        if (kv.key == nullptr || kv.tokens == 0) continue;
+        error = map_span<D>(encode, type, call, kv.key, kv.tokens, kv.key_token, &p->spans[i][0]);
+        if (error == cudaSuccess) error = map_span<D>(encode, type, call, kv.value, kv.tokens, kv.value_token, &p->spans[i][1]);
+    }
+    return error;
+}
+
+template <typename T, int D>
+static cudaError_t launch_hopper(const relayi_cuda_attend *call, int multiprocessors, cudaStream_t stream) {
+    constexpr int bytes = hopper_sizes<D>::bytes;
+    hopper_params p = {};
+    static_cast<relayi_cuda_params &>(p) = call->params;
+    p.flat_slots = multiprocessors * HOPPER_USER_WARPS;
+    cudaError_t error = make_maps<D>(call, &p);
+    if (error == cudaSuccess)
+        error = cudaFuncSetAttribute(attend_hopper<T, D>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+    if (error != cudaSuccess) return error;
+    attend_hopper<T, D><<<multiprocessors, HOPPER_THREADS, bytes, stream>>>(p);
+    return cudaGetLastError();
+}
+
+#define RELAY_CUDA_HOPPER(D)                                                                                        \
+    cudaError_t relayi_cuda_hopper_d##D(const relayi_cuda_attend *call, int multiprocessors, cudaStream_t stream) { \
+        return call->dtype == RELAY_BF16 ? launch_hopper<__nv_bfloat16, D>(call, multiprocessors, stream)           \
+                                         : launch_hopper<__half, D>(call, multiprocessors, stream);                 \
+    }
+
+#endif

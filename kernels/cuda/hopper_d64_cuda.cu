@@ -1,0 +1,3 @@
+#include "hopper_cuda.cuh"
+
+RELAY_CUDA_HOPPER(64)

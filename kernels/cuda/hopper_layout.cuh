@@ -1,0 +1,114 @@
+/* The Hopper kernel's block: 132 of them, one a multiprocessor, each of four warpgroups.
+ *
+ *     warps 0-3, 4-7   prompt consumers: wgmma on shared tiles of up to 128 stacked rows
+ *     warps 8-11       user part: each warp alone, mma.sync with swapped operands, up to 8 stacked rows
+ *     warp 12          fills the prompt's ring by tensor maps
+ *     warps 13, 14     two lanes each fill the user warps' rings
+ *
+ * K and V lie in shared memory in blocks of 8 tokens x 64 dims (1024 bytes, 128-byte swizzle), the
+ * blocks of one group of 8 tokens side by side: what one copy of a page leaves there is what wgmma,
+ * ldmatrix and a second page can continue. */
+#ifndef RELAY_HOPPER_LAYOUT_CUH
+#define RELAY_HOPPER_LAYOUT_CUH
+
+#include "hopper_ptx.cuh"
+#include "kernels_cuda.h"
+
+enum {
+    HOPPER_THREADS = 512,
+    HOPPER_CONSUMERS = 2,      /* warpgroups */
+    HOPPER_TILE = RELAYI_CUDA_HOPPER_TILE,
+    HOPPER_USER_WARPS = 4,
+        HOPPER_UNIT_QUEUE = 2
+};
+
+/* K and V of the pool and of contiguous tensors as the copy engine sees them. */
+struct hopper_params : relayi_cuda_params {
+    int32_t flat_slots; /* warps of the grid that take user units */
+    CUtensorMap pool[2];
+    CUtensorMap spans[RELAYI_CUDA_HOPPER_CONTIGUOUS][2];
+};
+
+template <int D> struct hopper_sizes {
+    static constexpr int halves = D / 64;                  /* blocks of 64 dims */
+    static constexpr int group = halves * 1024;            /* bytes of 8 tokens */
+    static constexpr int page = 2 * group;
+    static constexpr int slot = HOPPER_TILE / 8 * group;   /* K or V of a tile */
+    static constexpr int slots = D == 128 ? 4 : 8;
+    static constexpr int query = 64 * D * 2;               /* of one consumer */
+    static constexpr int user_stages = D == 128 ? 3 : 6;
+    static constexpr int user_units = D == 128 ? 4 : 8;    /* being computed or fetched; stages + 1 at least */
+    static constexpr int user_ring = user_stages * 2 * page; /* of one warp */
+    static constexpr int ring_at = 0, query_at = slots * slot;
+    static constexpr int user_at = query_at + HOPPER_CONSUMERS * query;
+    static constexpr int barriers_at = user_at + HOPPER_USER_WARPS * user_ring;
+    static constexpr int num_barriers = 2 * slots + 2 * HOPPER_UNIT_QUEUE + 2 * HOPPER_USER_WARPS * user_stages;
+    static constexpr int units_at = barriers_at + (num_barriers * 8 + 63) / 64 * 64;
+    static constexpr int stats_at = units_at + HOPPER_UNIT_QUEUE * 128;
+    static constexpr int user_units_at = stats_at + 64 * 8;
+    static constexpr int user_pages_at = user_units_at + HOPPER_USER_WARPS * user_units * 64;
+    static constexpr int bytes = user_pages_at + HOPPER_USER_WARPS * user_stages * 16;
+    static_assert(bytes <= 227 * 1024, "a block's shared memory");
+};
+
+/* Addresses of what the roles share. */
+template <int D> struct hopper_block {
+    using S = hopper_sizes<D>;
+    char *memory;
+    uint32_t at; /* of memory */
+
+    DEVICE explicit hopper_block(char *start) : memory(start), at(shared_address(start)) {}
+    DEVICE uint32_t ring(uint32_t slot) const { return at + S::ring_at + slot * S::slot; }
+    DEVICE uint32_t query(int consumer) const { return at + S::query_at + consumer * S::query; }
+    DEVICE uint32_t user(int warp, int stage) const { return at + S::user_at + warp * S::user_ring + stage * 2 * S::page; }
+    DEVICE uint32_t barrier(int i) const { return at + S::barriers_at + i * 8; }
+    DEVICE uint32_t full(uint32_t slot) const { return barrier(slot); }
+    DEVICE uint32_t empty(uint32_t slot) const { return barrier(S::slots + slot); }
+    DEVICE uint32_t unit_full(int i) const { return barrier(2 * S::slots + i); }
+    DEVICE uint32_t unit_empty(int i) const { return barrier(2 * S::slots + HOPPER_UNIT_QUEUE + i); }
+    DEVICE uint32_t user_full(int warp, int stage) const {
+        return barrier(2 * S::slots + 2 * HOPPER_UNIT_QUEUE + warp * S::user_stages + stage);
+    }
+    DEVICE uint32_t user_empty(int warp, int stage) const {
+        return barrier(2 * S::slots + 2 * HOPPER_UNIT_QUEUE + (HOPPER_USER_WARPS + warp) * S::user_stages + stage);
+    }
+};
+
+/* A unit on its way from the producer to the consumers. */
+struct hopper_unit {
+    relayi_cuda_unit unit;
+    int32_t kv_head; /* -1: no more */
+    int32_t tiles, pad[14];
+};
+static_assert(sizeof(hopper_unit) == 128 && sizeof(relayi_cuda_unit) == 64, "the queue's entries");
+
+/* Byte of (row, 16-byte chunk) in blocks of 8 rows. */
+template <int D> DEVICE uint32_t block_place(int row, int chunk) {
+    return static_cast<uint32_t>(row / 8 * hopper_sizes<D>::group + chunk / 8 * 1024 + row % 8 * 128 +
+                                 ((chunk % 8) ^ (row % 8)) * 16);
+}
+
+DEVICE const relayi_cuda_header *header_of(const relayi_cuda_params &p) {
+    return static_cast<const relayi_cuda_header *>(p.list);
+}
+template <typename E> DEVICE const E *section_of(const relayi_cuda_params &p, uint32_t offset) {
+    return reinterpret_cast<const E *>(static_cast<const char *>(p.list) + offset);
+}
+
+/* Where the query of a unit's row lies; without a look-up where the sources follow each other. */
+DEVICE int64_t hopper_query(const relayi_cuda_params &p, const relayi_cuda_unit &unit, int kv_head, int row) {
+    int stacked = unit.row_begin + row, plan_row = stacked / p.group;
+    int source = unit.source >= 0 ? unit.source + plan_row - unit.row_begin / p.group
+                                  : section_of<relayi_cuda_row>(p, p.rows)[plan_row].source;
+    return source * p.query_row + (kv_head * p.group + stacked - plan_row * p.group) * p.query_head;
+}
+
+/* Which of a prompt's tiles come in which order through the ring: keys `step` tiles ahead of the values.
+ * step 1: both consumers see every tile; 2: they take turns. */
+struct ring_order {
+    int tiles, step;
+    DEVICE uint32_t key(int tile) const { return tile < step ? tile : 2 * tile - step; }
+    DEVICE uint32_t value(int tile) const { return tile + step < tiles ? 2 * tile + step + 1 : tiles + tile; }
+};
+
+#endif

@@ -1,0 +1,392 @@
+/* The shared prompt on Hopper: a producer warp and two warpgroups of consumers. */
+#ifndef RELAY_HOPPER_PROMPT_CUH
+#define RELAY_HOPPER_PROMPT_CUH
+
+#include "hopper_layout.cuh"
+
+/* ---- producer ---------------------------------------------------------------- */
+
+/* One slot of the ring: K (which 0) or V of the tile that begins at `token`.  `block`: lane i has the page
+ * of tokens [16i, +16) of the tile. */
+template <int D>
+DEVICE void fill_slot(const hopper_params &p, const hopper_block<D> &b, const relayi_cuda_piece &piece, int kv_head,
+                      int which, int token, page_place page, uint32_t slot, uint64_t policy) {
+    using S = hopper_sizes<D>;
+    int lane = threadIdx.x % 32, left = min(piece.end - token, static_cast<int>(HOPPER_TILE));
+    if (piece.tensor < 0) {
+        int pages = (left + PAGE - 1) / PAGE;
+        if (lane == 0) barrier_expect(b.full(slot), pages * S::page);
+        __syncwarp();
+        if (lane < pages)
+            copy_box5(b.ring(slot) + lane * S::page, &p.pool[which], b.full(slot), policy, kv_head * S::halves,
+                      page.inside / 8, page.block);
+    } else {
+        int groups = (left + 7) / 8;
+        if (lane == 0) barrier_expect(b.full(slot), groups * S::group);
+        __syncwarp();
+        if (lane < groups)
+            copy_box3(b.ring(slot) + lane * S::group, &p.spans[piece.tensor][which], b.full(slot), policy,
+                      token + lane * 8, kv_head * S::halves);
+    }
+}
+
+/* The page of lane's tokens [16 lane, +16) of a tile. */
+DEVICE page_place page_of(const hopper_params &p, const relayi_cuda_piece &piece, int token) {
+    page_place at = {0, 0};
+    token += static_cast<int>(threadIdx.x % 32) * PAGE;
+    if (threadIdx.x % 32 >= HOPPER_TILE / PAGE || token >= piece.end || piece.tensor >= 0) return at;
+    int index = token / p.block_size;
+    at.block = __ldg(section_of<int32_t>(p, p.ids) + piece.ids + index);
+    at.inside = token - index * p.block_size;
+    return at;
+}
+
+template <int D> struct ring_writer {
+    using S = hopper_sizes<D>;
+    uint32_t slot = 0, phase = 0; /* of the next slot to fill */
+
+    DEVICE void wait(const hopper_block<D> &b) const { barrier_wait(b.empty(slot), phase ^ 1); }
+    DEVICE void next() {
+        if (++slot == S::slots) {
+            slot = 0;
+            phase ^= 1;
+        }
+    }
+};
+
+template <int D>
+DEVICE void fill_unit(const hopper_params &p, const hopper_block<D> &b, const relayi_cuda_piece &piece, int kv_head,
+                      ring_order order, ring_writer<D> &writer, uint64_t policy) {
+    page_place now = page_of(p, piece, piece.begin), last = {}, before = {}; /* tiles j, j - 1, j - 2 */
+#pragma unroll 1
+    for (int j = 0; j < order.tiles + order.step; j++) {
+        int token = piece.begin + j * HOPPER_TILE;
+        page_place next = j + 1 < order.tiles ? page_of(p, piece, token + HOPPER_TILE) : page_place{};
+        if (j < order.tiles) {
+            writer.wait(b);
+            fill_slot<D>(p, b, piece, kv_head, 0, token, now, writer.slot, policy);
+            writer.next();
+        }
+        if (j >= order.step) {
+            writer.wait(b);
+            fill_slot<D>(p, b, piece, kv_head, 1, token - order.step * HOPPER_TILE, order.step == 1 ? last : before,
+                         writer.slot, policy);
+            writer.next();
+        }
+        before = last;
+        last = now;
+        now = next;
+    }
+}
+
+template <int D> DEVICE void produce(const hopper_params &p, const hopper_block<D> &b) {
+    using S = hopper_sizes<D>;
+    int lane = threadIdx.x % 32;
+    relayi_cuda_header *header = static_cast<relayi_cuda_header *>(p.list);
+    const uint32_t *words = section_of<uint32_t>(p, p.units);
+    uint32_t work = blockIdx.x, word = 0;
+    if (work / p.kv_heads < static_cast<uint32_t>(p.unit_room) && lane < 16) word = words[work / p.kv_heads * 16 + lane];
+    uint32_t total = static_cast<uint32_t>(header->num_tall) * static_cast<uint32_t>(p.kv_heads);
+    uint64_t policy = read_again_policy();
+    ring_writer<D> writer;
+#pragma unroll 1
+    for (uint32_t i = 0;; i++) {
+        int entry = i % HOPPER_UNIT_QUEUE;
+        hopper_unit *to = reinterpret_cast<hopper_unit *>(b.memory + S::units_at) + entry;
+        barrier_wait(b.unit_empty(entry), (i / HOPPER_UNIT_QUEUE & 1) ^ 1);
+        if (lane < 16) reinterpret_cast<uint32_t *>(&to->unit)[lane] = word;
+        __syncwarp();
+        int kv_head = work < total ? static_cast<int>(work % p.kv_heads) : -1;
+        relayi_cuda_piece piece = to->unit.first;
+        ring_order order = {(piece.end - piece.begin + HOPPER_TILE - 1) / HOPPER_TILE, to->unit.rows > 64 ? 1 : 2};
+        if (lane == 0) {
+            to->kv_head = kv_head;
+            to->tiles = order.tiles;
+            barrier_arrive(b.unit_full(entry), 1);
+        }
+        if (kv_head < 0) break;
+        uint32_t more = 0;
+        if (lane == 0) more = gridDim.x + atomicAdd(&header->next, 1u);
+        fill_unit<D>(p, b, piece, kv_head, order, writer, policy);
+        work = __shfl_sync(0xFFFFFFFF, more, 0);
+        if (work < total && lane < 16) word = words[work / p.kv_heads * 16 + lane];
+    }
+}
+
+/* ---- consumers ---------------------------------------------------------------- */
+
+template <int D> struct prompt_state {
+    float acc[D / 2]; /* two rows; 2 of every 8 dims */
+    float max[2], sum[2];
+};
+
+/* Where a consumer stands in the ring. */
+template <int D> struct ring_reader {
+    uint32_t base; /* slots used by units before */
+
+    DEVICE uint32_t slot(uint32_t number) const { return (base + number) % hopper_sizes<D>::slots; }
+    DEVICE void wait(const hopper_block<D> &b, uint32_t number) const {
+        barrier_wait(b.full(slot(number)), (base + number) / hopper_sizes<D>::slots & 1);
+    }
+    /* Each of a consumer's warps lets go of a slot; `share`: of the eight arrivals, this warp's. */
+    DEVICE void release(const hopper_block<D> &b, uint32_t number, uint32_t share) const {
+        __syncwarp();
+        if (threadIdx.x % 32 == 0) barrier_arrive(b.empty(slot(number)), share);
+    }
+};
+
+template <typename T, int D> DEVICE void load_prompt_queries(const hopper_params &p, const relayi_cuda_unit &unit,
+                                                             int kv_head, int first, char *tile) {
+    int row = threadIdx.x % 128 / 2;
+    bool real = first + row < unit.rows;
+    const uint16_t *from = static_cast<const uint16_t *>(p.query);
+    if (real) {
+        from += hopper_query(p, unit, kv_head, first + row);
+    }
+#pragma unroll
+    for (int i = 0; i < D / 16; i++) {
+        int chunk = i * 2 + threadIdx.x % 2;
+        copy16(shared_address(tile + block_place<D>(row, chunk)), real ? from + chunk * 8 : p.query, real);
+    }
+    copies_commit();
+    copies_wait<0>();
+    fence_async();
+}
+
+/* s = the queries times the keys of a slot. */
+template <typename T, int D> DEVICE void start_scores(float (&s)[48], uint32_t query, uint32_t keys) {
+    using S = hopper_sizes<D>;
+    products_begin();
+#pragma unroll
+    for (int k = 0; k < D / 16; k++) {
+        uint32_t ahead = k / 4 * 1024 + k % 4 * 32;
+        group_ops<T>::scores(s, operand_at(query + ahead, 16, S::group), operand_at(keys + ahead, 16, S::group), k > 0);
+    }
+    products_commit();
+}
+
+template <typename T, int D>
+DEVICE void start_values(prompt_state<D> &state, const uint32_t (&weights)[6][4], uint32_t values) {
+    using S = hopper_sizes<D>;
+    products_begin();
+#pragma unroll
+    for (int k = 0; k < HOPPER_TILE / 16; k++)
+        group_ops<T>::values(state.acc, weights[k], operand_at(values + k * S::page, 1024, S::group));
+    products_commit();
+}
+
+DEVICE void hide_tail(float (&s)[48], int left) {
+    int column = threadIdx.x % 4 * 2;
+#pragma unroll
+    for (int j = 0; j < 12; j++)
+#pragma unroll
+        for (int e = 0; e < 4; e++)
+            if (j * 8 + column + e % 2 >= left) s[j * 4 + e] = -CUDART_INF_F;
+}
+
+/* Scores become weights; what the sums so far have to be scaled by is in `scale`.  False: by 1, all of them. */
+template <int D> DEVICE bool weigh(float (&s)[48], float unit, prompt_state<D> &state, float (&scale)[2]) {
+    float top[2];
+#pragma unroll
+    for (int r = 0; r < 2; r++) {
+        float a = fmaxf(s[r * 2], s[r * 2 + 1]), b = fmaxf(s[4 + r * 2], s[4 + r * 2 + 1]);
+#pragma unroll
+        for (int j = 2; j < 12; j += 2) {
+            a = fmaxf(a, fmaxf(s[j * 4 + r * 2], s[j * 4 + r * 2 + 1]));
+            b = fmaxf(b, fmaxf(s[j * 4 + 4 + r * 2], s[j * 4 + 4 + r * 2 + 1]));
+        }
+        top[r] = fmaxf(a, b);
+    }
+    bool grew = (top[0] - state.max[0]) * unit > MAX_LAG || (top[1] - state.max[1]) * unit > MAX_LAG;
+    bool scaled = __any_sync(0xFFFFFFFF, grew);
+    scale[0] = scale[1] = 1.0f;
+    if (scaled) {
+#pragma unroll
+        for (int r = 0; r < 2; r++) {
+            float before = state.max[r];
+            top[r] = fmaxf(top[r], __shfl_xor_sync(0xFFFFFFFF, top[r], 1));
+            top[r] = fmaxf(top[r], __shfl_xor_sync(0xFFFFFFFF, top[r], 2));
+            if (!((top[r] - before) * unit > MAX_LAG)) continue;
+            scale[r] = exp2_fast((before - top[r]) * unit);
+            state.max[r] = top[r];
+            state.sum[r] *= scale[r];
+        }
+    }
+#pragma unroll
+    for (int r = 0; r < 2; r++) {
+        float shift = state.max[r] == -CUDART_INF_F ? 0.0f : state.max[r] * unit, sum[2] = {0.0f, 0.0f};
+#pragma unroll
+        for (int j = 0; j < 12; j++)
+#pragma unroll
+            for (int e = 0; e < 2; e++) {
+                float weight = exp2_fast(fmaf(s[j * 4 + r * 2 + e], unit, -shift));
+                s[j * 4 + r * 2 + e] = weight;
+                sum[e] += weight;
+            }
+        state.sum[r] += sum[0] + sum[1];
+    }
+    return scaled;
+}
+
+template <int D> DEVICE void scale_sums(prompt_state<D> &state, const float (&scale)[2]) {
+#pragma unroll
+    for (int i = 0; i < D / 2; i++) state.acc[i] *= scale[i / 2 % 2];
+}
+
+template <typename T> DEVICE void pack_weights(const float (&s)[48], uint32_t (&weights)[6][4]) {
+#pragma unroll
+    for (int k = 0; k < 6; k++)
+#pragma unroll
+        for (int i = 0; i < 4; i++) weights[k][i] = half_ops<T>::pack(s[(k * 2 + i / 2) * 4 + i % 2 * 2], s[(k * 2 + i / 2) * 4 + i % 2 * 2 + 1]);
+}
+
+/* Values past the end of a prompt: whatever lies there times 0 must be 0.  All of a consumer's threads. */
+template <int D> DEVICE void clear_tail(const hopper_block<D> &b, uint32_t slot, int left, int consumer) {
+    char *values = b.memory + hopper_sizes<D>::ring_at + slot * hopper_sizes<D>::slot;
+    for (int i = left * (D / 8) + threadIdx.x % 128; i < HOPPER_TILE * (D / 8); i += 128)
+        *reinterpret_cast<uint4 *>(values + block_place<D>(i / (D / 8), i % (D / 8))) = make_uint4(0, 0, 0, 0);
+    fence_async();
+    meet(1 + consumer, 128);
+}
+
+/* One unit's tiles first, first + step, ... */
+template <typename T, int D>
+DEVICE void attend_prompt(const hopper_params &p, const hopper_block<D> &b, const ring_reader<D> &ring, ring_order order,
+                          int tokens, int consumer, prompt_state<D> &state) {
+    uint32_t weights[6][4], share = order.step, query = b.query(consumer);
+    float s[48], unit = p.scale * LOG2E, scale[2];
+    int tile = order.step == 2 ? consumer : 0;
+#pragma unroll
+    for (int i = 0; i < D / 2; i++) state.acc[i] = 0.0f;
+    state.max[0] = state.max[1] = -CUDART_INF_F;
+    state.sum[0] = state.sum[1] = 0.0f;
+    if (tile >= order.tiles) return;
+    ring.wait(b, order.key(tile));
+    start_scores<T, D>(s, query, b.ring(ring.slot(order.key(tile))));
+    products_wait<0>();
+    pin_registers(s);
+    ring.release(b, order.key(tile), share);
+    if (tokens - tile * HOPPER_TILE < HOPPER_TILE) hide_tail(s, tokens - tile * HOPPER_TILE);
+    weigh<D>(s, unit, state, scale);
+    pack_weights<T>(s, weights);
+#pragma unroll 1
+    for (int next = tile + order.step; next < order.tiles; tile = next, next += order.step) {
+        uint32_t key = order.key(next), value = order.value(tile);
+        ring.wait(b, key);
+        start_scores<T, D>(s, query, b.ring(ring.slot(key)));
+        ring.wait(b, value);
+        start_values<T, D>(state, weights, b.ring(ring.slot(value)));
+        products_wait<1>();
+        pin_registers(s);
+        ring.release(b, key, share);
+        if (tokens - next * HOPPER_TILE < HOPPER_TILE) hide_tail(s, tokens - next * HOPPER_TILE);
+        bool scaled = weigh<D>(s, unit, state, scale);
+        /* done long ago; but a wait that hangs on the sums keeps the compiler from weighing after it */
+        ring.wait(b, value + (state.sum[0] + state.sum[1] == -1.0f ? 1 : 0));
+        products_wait<0>();
+        pin_registers(state.acc);
+        ring.release(b, value, share);
+        if (scaled) scale_sums<D>(state, scale);
+        pack_weights<T>(s, weights);
+    }
+    uint32_t value = order.value(tile), slot = ring.slot(value);
+    ring.wait(b, value);
+    if (tokens - tile * HOPPER_TILE < HOPPER_TILE) clear_tail<D>(b, slot, tokens - tile * HOPPER_TILE, consumer);
+    start_values<T, D>(state, weights, b.ring(slot));
+    products_wait<0>();
+    pin_registers(state.acc);
+    ring.release(b, value, share);
+}
+
+template <int D> DEVICE void complete_prompt(prompt_state<D> &state) {
+#pragma unroll
+    for (int r = 0; r < 2; r++) {
+        state.sum[r] += __shfl_xor_sync(0xFFFFFFFF, state.sum[r], 1);
+        state.sum[r] += __shfl_xor_sync(0xFFFFFFFF, state.sum[r], 2);
+    }
+}
+
+/* The second consumer's state joins the first's, through the queries' memory. */
+template <int D>
+DEVICE void join_consumers(const hopper_params &p, const hopper_block<D> &b, int consumer, prompt_state<D> &state) {
+    using S = hopper_sizes<D>;
+    constexpr int both = HOPPER_CONSUMERS * 128;
+    static_assert(128 * (D / 2) * 4 <= HOPPER_CONSUMERS * S::query, "room to join");
+    float *acc = reinterpret_cast<float *>(b.memory + S::query_at);
+    float4 *stats = reinterpret_cast<float4 *>(b.memory + S::stats_at);
+    int thread = threadIdx.x % 128;
+    float unit = p.scale * LOG2E;
+    meet(3, both);
+    if (consumer == 1) {
+#pragma unroll
+        for (int i = 0; i < D / 2; i++) acc[i * 128 + thread] = state.acc[i];
+        if (thread % 4 == 0) stats[thread / 4] = make_float4(state.max[0], state.sum[0], state.max[1], state.sum[1]);
+    }
+    meet(3, both);
+    if (consumer == 0) {
+        float4 second = stats[thread / 4];
+        float mine[2], other[2], maxima[2] = {second.x, second.z}, sums[2] = {second.y, second.w};
+#pragma unroll
+        for (int r = 0; r < 2; r++) {
+            float max = maxima[r], top = fmaxf(max, state.max[r]);
+            float shift = top == -CUDART_INF_F ? 0.0f : top;
+            mine[r] = exp2_fast((state.max[r] - shift) * unit);
+            other[r] = exp2_fast((max - shift) * unit);
+            state.max[r] = top;
+            state.sum[r] = state.sum[r] * mine[r] + sums[r] * other[r];
+        }
+#pragma unroll
+        for (int i = 0; i < D / 2; i++)
+            state.acc[i] = state.acc[i] * mine[i / 2 % 2] + acc[i * 128 + thread] * other[i / 2 % 2];
+    }
+    meet(3, both);
+}
+
+template <int D>
+DEVICE void store_prompt(const hopper_params &p, const relayi_cuda_unit &unit, int kv_head, int first,
+                         const prompt_state<D> &state) {
+    int lane = threadIdx.x % 32, warp = threadIdx.x % 128 / 32;
+#pragma unroll
+    for (int r = 0; r < 2; r++) {
+        int row = first + warp * 16 + r * 8 + lane / 4;
+        if (row >= unit.rows) continue;
+        int64_t to = unit.state + kv_head * static_cast<int64_t>(unit.head_states) + row;
+        float inverse = state.sum[r] == 0.0f ? 0.0f : 1.0f / state.sum[r];
+        float *acc = p.acc + to * D + lane % 4 * 2;
+#pragma unroll
+        for (int j = 0; j < D / 8; j++)
+            *reinterpret_cast<float2 *>(acc + j * 8) =
+                make_float2(state.acc[j * 4 + r * 2] * inverse, state.acc[j * 4 + r * 2 + 1] * inverse);
+        if (lane % 4 == 0) p.lse[to] = lse_of(state.max[r], p.scale * LOG2E, state.sum[r]);
+    }
+}
+
+template <typename T, int D> DEVICE void consume(const hopper_params &p, const hopper_block<D> &b) {
+    using S = hopper_sizes<D>;
+    int consumer = threadIdx.x / 128;
+    ring_reader<D> ring = {0};
+    prompt_state<D> state;
+#pragma unroll 1
+    for (uint32_t i = 0;; i++) {
+        int entry = i % HOPPER_UNIT_QUEUE;
+        const hopper_unit *from = reinterpret_cast<const hopper_unit *>(b.memory + S::units_at) + entry;
+        barrier_wait(b.unit_full(entry), i / HOPPER_UNIT_QUEUE & 1);
+        const relayi_cuda_unit &unit = from->unit;
+        int kv_head = from->kv_head;
+        if (kv_head < 0) break;
+        ring_order order = {from->tiles, unit.rows > 64 ? 1 : 2};
+        int first = order.step == 1 ? consumer * 64 : 0;
+        load_prompt_queries<T, D>(p, unit, kv_head, first, b.memory + S::query_at + consumer * S::query);
+        meet(1 + consumer, 128);
+        attend_prompt<T, D>(p, b, ring, order, unit.first.end - unit.first.begin, consumer, state);
+        complete_prompt<D>(state);
+        if (order.step == 2) join_consumers<D>(p, b, consumer, state);
+        else meet(1 + consumer, 128); /* the queries are done with */
+        if (order.step == 1 || consumer == 0) store_prompt<D>(p, unit, kv_head, first, state);
+        ring.base += 2 * order.tiles;
+        __syncwarp();
+        if (threadIdx.x % 32 == 0) barrier_arrive(b.unit_empty(entry), 1);
+    }
+}
+
+#endif

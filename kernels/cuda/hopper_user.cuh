@@ -1,0 +1,357 @@
+/* What requests attend by themselves on Hopper: four warps of a block, each with its own units and its
+ * own ring of pages.  Operands are swapped (scores: tokens x rows, outputs: dims x rows), so that up to
+ * eight stacked rows fill a product. */
+#ifndef RELAY_HOPPER_USER_CUH
+#define RELAY_HOPPER_USER_CUH
+
+#include "hopper_layout.cuh"
+
+/* What the computing side has to know of a page. */
+struct user_page {
+    int32_t token, end, start; /* as in tile_place */
+    int32_t flags;
+};
+enum { USER_PAGE_FULL = 1, USER_PAGE_LAST = 2, USER_PAGE_MORE = 4, USER_PAGE_END = 8 };
+static_assert(sizeof(user_page) == 16, "one store");
+
+/* The units of a user warp, in shared memory: `shape` is the kv head. */
+template <int D> DEVICE relayi_cuda_unit *user_unit(const hopper_block<D> &b, int warp, int number) {
+    using S = hopper_sizes<D>;
+    return reinterpret_cast<relayi_cuda_unit *>(b.memory + S::user_units_at) + warp * S::user_units + number % S::user_units;
+}
+template <int D> DEVICE user_page *user_pages(const hopper_block<D> &b, int warp) {
+    return reinterpret_cast<user_page *>(b.memory + hopper_sizes<D>::user_pages_at) + warp * hopper_sizes<D>::user_stages;
+}
+
+/* The list's entry of FLAT work number `work`. */
+DEVICE const relayi_cuda_unit *flat_entry(const hopper_params &p, uint32_t work) {
+    return section_of<relayi_cuda_unit>(p, p.units) + (p.unit_room - 1 - static_cast<int>(work / p.kv_heads));
+}
+DEVICE uint32_t flat_total(const hopper_params &p) {
+    return static_cast<uint32_t>(header_of(p)->num_units - header_of(p)->num_tall) * static_cast<uint32_t>(p.kv_heads);
+}
+DEVICE bool in_room(const hopper_params &p, uint32_t work) { return work < static_cast<uint32_t>(p.unit_room) * p.kv_heads; }
+
+/* What fills the ring of one user warp: one thread. */
+template <int D> struct user_feed {
+    using S = hopper_sizes<D>;
+    const hopper_params &p;
+    const hopper_block<D> &b;
+    int warp, stage, entered, kv_head; /* entered: units so far */
+    uint32_t phase, total, coming;     /* coming: the work after this one, whose unit is on its way */
+    token_walk walk;
+    page_place page;
+    int min_position;
+    bool called;
+    uint64_t policy;
+
+    DEVICE user_feed(const hopper_params &params, const hopper_block<D> &block, int number)
+        : p(params), b(block), warp(number), stage(0), entered(0), phase(0), called(false) {
+        coming = blockIdx.x + gridDim.x * static_cast<uint32_t>(warp);
+        if (in_room(p, coming)) call_unit();
+        total = flat_total(p);
+        policy = read_once_policy();
+    }
+    /* Starts the copy of the unit of `coming` into its place. */
+    DEVICE void call_unit() {
+        const char *from = reinterpret_cast<const char *>(flat_entry(p, coming));
+        uint32_t to = shared_address(user_unit(b, warp, entered));
+#pragma unroll
+        for (int i = 0; i < 4; i++) copy16(to + i * 16, from + i * 16, true);
+        copies_commit();
+        called = true;
+    }
+    /* The unit that was called is there: makes it the current one and asks for the number of the next. */
+    DEVICE void enter() {
+        copies_wait<0>();
+        relayi_cuda_unit *unit = user_unit(b, warp, entered++);
+        kv_head = static_cast<int>(coming % p.kv_heads);
+        unit->shape = kv_head;
+        min_position = unit->min_position;
+        called = false;
+        coming = p.flat_slots + atomicAdd(&static_cast<relayi_cuda_header *>(p.list)->next_flat, 1u);
+        walk.begin(p, *unit, 0, PAGE);
+        page = find_page(p, section_of<int32_t>(p, p.ids), walk, 0);
+    }
+    DEVICE bool ready() const { return barrier_try(b.user_empty(warp, stage), phase ^ 1); }
+    DEVICE void next_stage() {
+        if (++stage < S::user_stages) return;
+        stage = 0;
+        phase ^= 1;
+    }
+    DEVICE void send_end() {
+        user_pages(b, warp)[stage].flags = USER_PAGE_END;
+        barrier_arrive(b.user_full(warp, stage), 1);
+    }
+    DEVICE void copy(uint32_t to, uint32_t full) const {
+        if (walk.tensor < 0) {
+            copy_box5(to, &p.pool[0], full, policy, kv_head * S::halves, page.inside / 8, page.block);
+            copy_box5(to + S::page, &p.pool[1], full, policy, kv_head * S::halves, page.inside / 8, page.block);
+            return;
+        }
+#pragma unroll
+        for (int i = 0; i < 2; i++) {
+            copy_box3(to + i * S::page, &p.spans[walk.tensor][i], full, policy, page.inside, kv_head * S::halves);
+            copy_box3(to + i * S::page + S::group, &p.spans[walk.tensor][i], full, policy, page.inside + 8, kv_head * S::halves);
+        }
+    }
+    /* One page of the current unit; false: it was the last one of all. */
+    DEVICE bool send() {
+        uint32_t to = b.user(warp, stage), full = b.user_full(warp, stage);
+        user_page now = {walk.token, walk.end, walk.start, 0};
+        if (walk.done()) { /* a unit of nothing */
+            now.token = now.end = 0;
+        } else {
+            bool whole = walk.token + PAGE <= walk.end && walk.token + PAGE - 1 + walk.start <= min_position;
+            now.flags = whole ? USER_PAGE_FULL : 0;
+        }
+        bool any = !walk.done(), more = true;
+        if (any) copy(to, full);
+        if (any) walk.next();
+        if (walk.done()) {
+            more = coming < total;
+            now.flags |= USER_PAGE_LAST | (more ? USER_PAGE_MORE : 0);
+        } else {
+            page = find_page(p, section_of<int32_t>(p, p.ids), walk, 0);
+        }
+        user_pages(b, warp)[stage] = now;
+        if (!called && coming < total) call_unit();
+        /* before the arrival: the computing side reads the next unit with this one's last page */
+        if (walk.done() && more) enter();
+        barrier_expect(full, any ? 2 * S::page : 0);
+        next_stage();
+        return more;
+    }
+};
+
+template <int D> DEVICE void feed_users(const hopper_params &p, const hopper_block<D> &b, int warp) {
+    user_feed<D> feed(p, b, warp);
+    bool more = feed.coming < feed.total;
+    if (more) feed.enter();
+    else feed.send_end();
+#pragma unroll 1
+    while (more)
+        if (feed.ready()) more = feed.send();
+}
+
+/* Queries as the second operand: row lane / 4, elements (lane % 4) * 2 + {0, 1, 8, 9} of every 16. */
+template <int D> struct user_query {
+    uint32_t pairs[D / 16][2];
+};
+
+template <int D>
+DEVICE void load_user_query(const relayi_cuda_params &p, const relayi_cuda_unit &unit, int kv_head, user_query<D> &query) {
+    int row = static_cast<int>(threadIdx.x % 32) / 4;
+    bool real = row < unit.rows;
+    const uint16_t *from = static_cast<const uint16_t *>(p.query) + threadIdx.x % 4 * 2;
+    if (real) from += hopper_query(p, unit, kv_head, row);
+#pragma unroll
+    for (int k = 0; k < D / 16; k++)
+#pragma unroll
+        for (int i = 0; i < 2; i++)
+            query.pairs[k][i] = real ? *reinterpret_cast<const uint32_t *>(from + k * 16 + i * 8) : 0;
+}
+
+/* What outlives a unit's place in shared memory. */
+struct user_rows {
+    int64_t state; /* of its first row */
+    int rows, position; /* position: of this lane's row, lane / 4; -1: there is none */
+};
+
+DEVICE user_rows rows_of(const relayi_cuda_params &p, const relayi_cuda_unit &unit, int kv_head) {
+    int row = static_cast<int>(threadIdx.x % 32) / 4;
+    int after = (unit.row_begin + row) / p.group - unit.row_begin / p.group;
+    return {unit.state + kv_head * static_cast<int64_t>(unit.head_states), unit.rows,
+            row < unit.rows ? unit.min_position + after : -1};
+}
+
+template <int D> struct user_state {
+    float acc[D / 16][4]; /* dims lane / 4 and + 8, rows (lane % 4) * 2 and + 1 */
+    float max[2], sum[2];
+
+    DEVICE void clear() {
+#pragma unroll
+        for (int m = 0; m < D / 16; m++)
+#pragma unroll
+            for (int i = 0; i < 4; i++) acc[m][i] = 0.0f;
+        max[0] = max[1] = -CUDART_INF_F;
+        sum[0] = sum[1] = 0.0f;
+    }
+};
+
+/* Tokens of the page that the lane's two rows see: those before seen[e]. */
+DEVICE void find_seen(const user_page &page, int position, int (&seen)[2]) {
+#pragma unroll
+    for (int e = 0; e < 2; e++) {
+        int of = __shfl_sync(0xFFFFFFFF, position, (threadIdx.x % 4 * 2 + e) * 4);
+        seen[e] = min(of + 1 - page.start, page.end) - page.token;
+    }
+}
+
+/* Values that are not finite reach the rows that see them, and leave shared memory: 0 times NaN is NaN. */
+template <typename T, int D>
+__device__ __noinline__ void take_not_finite(char *values, const int *seen, float (*acc)[4]) {
+    int lane = threadIdx.x % 32;
+    bool found = false;
+    for (int i = lane * 16; i < hopper_sizes<D>::page; i += 32 * 16) {
+        uint4 word = *reinterpret_cast<const uint4 *>(values + i);
+        found |= not_finite<T>(word.x) || not_finite<T>(word.y) || not_finite<T>(word.z) || not_finite<T>(word.w);
+    }
+    if (!__any_sync(0xFFFFFFFF, found)) return;
+#pragma unroll 1
+    for (int i = 0; i < PAGE * (D / 16) * 4; i++) {
+        int e = i % 4, m = i / 4 % (D / 16), n = i / 4 / (D / 16), d = m * 16 + e / 2 * 8 + lane / 4;
+        float value = half_ops<T>::load(values + block_place<D>(n, d / 8) + d % 8 * 2);
+        if (!isfinite(value) && n < seen[e % 2]) acc[m][e] += value;
+    }
+    __syncwarp();
+    clear_not_finite<T, hopper_sizes<D>::page, 32>(values, lane);
+    fence_async(); /* the copy engine writes there next */
+    __syncwarp();
+}
+
+template <typename T, int D>
+DEVICE void mask_page(char *values, const user_page &page, int position, float (&s)[4], user_state<D> &state) {
+    int seen[2], token = threadIdx.x % 32 / 4;
+    find_seen(page, position, seen);
+#pragma unroll
+    for (int i = 0; i < 4; i++)
+        if (token + i / 2 * 8 >= seen[i % 2]) s[i] = -CUDART_INF_F;
+    float acc[D / 16][4];
+#pragma unroll
+    for (int m = 0; m < D / 16; m++)
+#pragma unroll
+        for (int i = 0; i < 4; i++) acc[m][i] = state.acc[m][i];
+    take_not_finite<T, D>(values, seen, acc);
+#pragma unroll
+    for (int m = 0; m < D / 16; m++)
+#pragma unroll
+        for (int i = 0; i < 4; i++) state.acc[m][i] = acc[m][i];
+}
+
+DEVICE uint32_t transpose_pairs(uint32_t pairs) {
+    uint32_t turned;
+    asm("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(turned) : "r"(pairs));
+    return turned;
+}
+
+/* Scores become weights; the state is scaled to a larger maximum where one is needed. */
+template <int D> DEVICE void weigh_page(float (&s)[4], float unit, user_state<D> &state) {
+    float top[2] = {fmaxf(s[0], s[2]), fmaxf(s[1], s[3])};
+    bool grew = (top[0] - state.max[0]) * unit > MAX_LAG || (top[1] - state.max[1]) * unit > MAX_LAG;
+    if (__any_sync(0xFFFFFFFF, grew)) {
+        float scale[2];
+#pragma unroll
+        for (int e = 0; e < 2; e++) {
+            float before = state.max[e];
+#pragma unroll
+            for (int by = 4; by < 32; by *= 2) top[e] = fmaxf(top[e], __shfl_xor_sync(0xFFFFFFFF, top[e], by));
+            bool grows = (top[e] - before) * unit > MAX_LAG;
+            /* nothing to scale before the first page, but for what is infinite */
+            scale[e] = grows && before != -CUDART_INF_F ? exp2_fast((before - top[e]) * unit) : 1.0f;
+            state.max[e] = grows ? top[e] : before;
+            state.sum[e] *= scale[e];
+        }
+#pragma unroll
+        for (int m = 0; m < D / 16; m++)
+#pragma unroll
+            for (int i = 0; i < 4; i++) state.acc[m][i] *= scale[i % 2];
+    }
+#pragma unroll
+    for (int e = 0; e < 2; e++) {
+        float shift = state.max[e] == -CUDART_INF_F ? 0.0f : state.max[e] * unit;
+        s[e] = exp2_fast(fmaf(s[e], unit, -shift));
+        s[2 + e] = exp2_fast(fmaf(s[2 + e], unit, -shift));
+        state.sum[e] += s[e] + s[2 + e];
+    }
+}
+
+template <typename T, int D>
+DEVICE void attend_page(const hopper_params &p, char *memory, const user_page &page, int position,
+                        const user_query<D> &query, user_state<D> &state) {
+    using S = hopper_sizes<D>;
+    int lane = threadIdx.x % 32;
+    uint32_t row = lane % 8, keys = shared_address(memory) + lane / 8 % 2 * S::group + row * 128;
+    uint32_t values = shared_address(memory) + S::page + lane / 16 * S::group + row * 128;
+    float even[4] = {}, odd[4] = {}, s[4];
+#pragma unroll
+    for (int k = 0; k < D / 16; k++) {
+        uint32_t a[4];
+        load_matrices(a, keys + k / 4 * 1024 + ((k % 4 * 2 + lane / 16) ^ row) * 16);
+        half_ops<T>::mma(k % 2 ? odd : even, a, query.pairs[k][0], query.pairs[k][1]);
+    }
+#pragma unroll
+    for (int i = 0; i < 4; i++) s[i] = even[i] + odd[i];
+    if (!(page.flags & USER_PAGE_FULL)) mask_page<T, D>(memory + S::page, page, position, s, state);
+    weigh_page<D>(s, p.scale * LOG2E, state);
+    uint32_t low = transpose_pairs(half_ops<T>::pack(s[0], s[1])), high = transpose_pairs(half_ops<T>::pack(s[2], s[3]));
+#pragma unroll
+    for (int m = 0; m < D / 16; m++) {
+        uint32_t a[4];
+        load_transposed(a, values + m / 4 * 1024 + ((m % 4 * 2 + lane / 8 % 2) ^ row) * 16);
+        half_ops<T>::mma(state.acc[m], a, low, high);
+    }
+}
+
+template <int D> DEVICE void store_user(const relayi_cuda_params &p, const user_rows &of, user_state<D> &state) {
+    int lane = threadIdx.x % 32;
+#pragma unroll
+    for (int e = 0; e < 2; e++) {
+#pragma unroll
+        for (int by = 4; by < 32; by *= 2) state.sum[e] += __shfl_xor_sync(0xFFFFFFFF, state.sum[e], by);
+        int row = lane % 4 * 2 + e;
+        if (row >= of.rows) continue;
+        int64_t to = of.state + row;
+        float inverse = state.sum[e] == 0.0f ? 0.0f : __fdividef(1.0f, state.sum[e]), *acc = p.acc + to * D + lane / 4;
+#pragma unroll
+        for (int m = 0; m < D / 16; m++) {
+            acc[m * 16] = state.acc[m][e] * inverse;
+            acc[m * 16 + 8] = state.acc[m][2 + e] * inverse;
+        }
+        if (lane < 4) p.lse[to] = lse_of(state.max[e], p.scale * LOG2E, state.sum[e]);
+    }
+}
+
+template <typename T, int D> DEVICE void attend_users(const hopper_params &p, const hopper_block<D> &b, int warp) {
+    using S = hopper_sizes<D>;
+    user_query<D> query, coming;
+    user_state<D> state;
+    user_rows rows = {0, 0, -1};
+    int stage = 0, done = 0;
+    uint32_t phase = 0, work = blockIdx.x + gridDim.x * static_cast<uint32_t>(warp);
+    if (in_room(p, work)) { /* the first unit's rows, without waiting for its pages */
+        relayi_cuda_unit first = *flat_entry(p, work);
+        if (work >= flat_total(p)) return;
+        load_user_query<D>(p, first, work % p.kv_heads, query);
+        rows = rows_of(p, first, work % p.kv_heads);
+    }
+    state.clear();
+#pragma unroll 1
+    for (;;) {
+        barrier_wait(b.user_full(warp, stage), phase);
+        user_page page = user_pages(b, warp)[stage];
+        if (page.flags & USER_PAGE_END) return;
+        bool last = page.flags & USER_PAGE_LAST, more = page.flags & USER_PAGE_MORE;
+        if (more) {
+            const relayi_cuda_unit *unit = user_unit(b, warp, done + 1);
+            load_user_query<D>(p, *unit, unit->shape, coming);
+        }
+        attend_page<T, D>(p, b.memory + (b.user(warp, stage) - b.at), page, rows.position, query, state);
+        if (last) {
+            store_user<D>(p, rows, state);
+            if (!more) return;
+            state.clear();
+            const relayi_cuda_unit *unit = user_unit(b, warp, ++done);
+            rows = rows_of(p, *unit, unit->shape);
+            query = coming;
+        }
+        __syncwarp();
+        if (threadIdx.x % 32 == 0) barrier_arrive(b.user_empty(warp, stage), 1);
+        if (++stage == S::user_stages) {
+            stage = 0;
+            phase ^= 1;
+        }
+    }
+}
+
+#endif

@@ -1,0 +1,44 @@
+/* How the Hopper kernel's workers share a batch: an estimate in microseconds, its constants read off
+ * bench/results/h200. */
+#include "plan_cuda.h"
+
+typedef struct spread_costs {
+    double step, unit; /* a tile or page; what a unit takes besides */
+} spread_costs;
+
+static const spread_costs flat_costs = {1.0, 1.5}, tall_costs = {1.2, 2.5};
+#define STATE_COST 0.0003 /* of writing and merging one more state, all workers together */
+#define MOST_ROUNDS 3
+
+static double estimate(const relayi_cuda_load *load, const spread_costs *costs, int64_t steps, int64_t slots) {
+    double chunks = load->alike ? (double)((load->longest + steps - 1) / steps)
+                                : load->total / (double)(load->cuts * steps) + 0.5;
+    if (chunks < 1.0) chunks = 1.0;
+    double units = chunks * (double)load->cuts, cost = (double)steps * costs->step + costs->unit;
+    double merge = STATE_COST * load->states * chunks;
+    if (load->alike) {
+        int64_t rounds = ((int64_t)units + slots - 1) / slots;
+        return (double)rounds * cost + merge;
+    }
+    return (load->total * costs->step + units * costs->unit) / (double)slots + 0.5 * cost + merge;
+}
+
+int64_t relayi_cuda_spread(const relayi_cuda_load *load, bool tall, int64_t slots) {
+    const spread_costs *costs = tall ? &tall_costs : &flat_costs;
+    int64_t best = load->longest > 0 ? load->longest : 1, fewest = tall ? 1 : 2;
+    if (load->cuts == 0) return best;
+    double least = load->cuts >= slots || load->alike ? estimate(load, costs, best, slots) : 1e30;
+    for (int rounds = 1; rounds <= MOST_ROUNDS; rounds++) {
+        int64_t fair = (int64_t)(load->total / (double)(slots * rounds)) + 1;
+        for (int wider = 0; wider < 6; wider++) {
+            int64_t steps = fair + fair * wider / 8;
+            if (steps < fewest) steps = fewest;
+            if (steps > load->longest) steps = load->longest;
+            double took = estimate(load, costs, steps, slots);
+            if (took >= least) continue;
+            least = took;
+            best = steps;
+        }
+    }
+    return best;
+}
