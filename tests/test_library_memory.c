@@ -9,7 +9,7 @@
 
 enum { REQUESTS = 8, HEADS = 4, KV_HEADS = 2, DIM = 64, BLOCK = 16, OWN_BLOCKS = 2, SHARED_BLOCKS = 4,
        BLOCKS = REQUESTS * OWN_BLOCKS + SHARED_BLOCKS, PROMPT_TOKENS = SHARED_BLOCKS * BLOCK,
-       PROMPT_SLOT = REQUESTS * OWN_BLOCKS * BLOCK, MANY = 200 };
+       PROMPT_SLOT = REQUESTS * OWN_BLOCKS * BLOCK, LARGE = 100, MANY = 200 };
 
 static char last_log[1024];
 
@@ -158,7 +158,9 @@ static void check_unbuilt(relay_plan *plan, int32_t rows, long which) {
     last_log[0] = '\0';
 }
 
+/* First the forest as it is, then a larger one, for which a plan that has been built needs more memory. */
 static void use_plan(relay_device *device, relay_forest *forest, int32_t rows, long which) {
+    static batch b;
     relay_attention attention = relay_attention_defaults();
     attention.num_heads = HEADS;
     attention.num_kv_heads = KV_HEADS;
@@ -167,7 +169,9 @@ static void use_plan(relay_device *device, relay_forest *forest, int32_t rows, l
     relay_plan *plan = (relay_plan *)(void *)&attention;
     bool ok = worked("relay_plan_create", which, relay_plan_create(device, &attention, NULL, &plan));
     CHECK(ok == (plan != NULL));
-    for (int turn = 0; ok && turn < 2; turn++) {
+    for (int turn = 0; ok && turn < 3; turn++) {
+        make_batch(&b, LARGE, NULL);
+        if (turn > 0 && worked("relay_forest_set", which, relay_forest_set(forest, &b.desc))) rows = LARGE;
         if (worked("relay_plan_build", which, relay_plan_build(plan, forest))) run(plan, rows, which);
         else check_unbuilt(plan, rows, which);
     }
@@ -295,7 +299,7 @@ int main(void) {
     fill(data.query, sizeof data.query / sizeof *data.query, 1);
     fill(data.key, sizeof data.key / sizeof *data.key, 2);
     fill(data.value, sizeof data.value / sizeof *data.value, 3);
-    for (int32_t row = 0; row < REQUESTS; row++)
+    for (int32_t row = 0; row < LARGE; row++)
         for (int32_t head = 0; head < HEADS; head++) attend_plainly(row, head);
     sweep(live_without_calibration, false, 40);
     sweep(live_without_calibration, true, 40);
