@@ -35,11 +35,11 @@ static void test_norm(void) {
 }
 
 static void check_gate(float gate, float up) {
-    float both[2] = {gate, up}, out;
+    float out;
     double x = gate, u = sqrt(2 / 3.14159265358979323846) * (x + 0.044715 * x * x * x);
-    eng_gate_rows(1, 1, ENG_ACTIVATION_SILU, both, &out);
+    eng_gate_of(ENG_ACTIVATION_SILU)(1, &gate, &up, &out);
     CHECK_MSG(near(out, x / (1 + exp(-x)) * up, 5e-7) || fabs(x / (1 + exp(-x))) < 1e-30, "silu(%g): %g", x, (double)out);
-    eng_gate_rows(1, 1, ENG_ACTIVATION_GELU_TANH, both, &out);
+    eng_gate_of(ENG_ACTIVATION_GELU_TANH)(1, &gate, &up, &out);
     double expected = x / (1 + exp(-2 * u)) * up; /* for u << 0, f32 rounding of u shows in e^u */
     CHECK_MSG(near(out, expected, 5e-7 * (1 + fabs(u))) || fabs(expected) < 1e-30, "gelu(%g): %g, not %g", x, (double)out,
               expected);
@@ -49,15 +49,14 @@ static void test_gates(void) {
     const float edges[] = {0, -0.0f, 1, -1, 10, -10, 50, -50, 86, -86, 88, 100, 1000, -1000, 1e-20f, 3e38f};
     for (size_t i = 0; i < sizeof edges / sizeof *edges - 1; i++) check_gate(edges[i], 1.5f);
     for (int i = 0; i < 20000; i++) check_gate(draw(12), draw(2));
-    float both[2] = {NAN, 1}, out = 0;
-    eng_gate_rows(1, 1, ENG_ACTIVATION_SILU, both, &out);
-    CHECK(isnan(out));
-    eng_gate_rows(1, 1, ENG_ACTIVATION_GELU_TANH, both, &out);
-    CHECK(isnan(out));
-    const float pairs[8] = {1, 2, 3, 4, -1, -2, 5, 6}; /* two rows of gate[2], up[2] */
-    float rows[4];
-    eng_gate_rows(2, 2, ENG_ACTIVATION_SILU, pairs, rows);
-    CHECK(near(rows[1], 2 / (1 + exp(-2.0)) * 4, 1e-6) && near(rows[2], -1 / (1 + exp(1.0)) * 5, 1e-6));
+    const float nan[1] = {NAN}, one[1] = {1}, gate[2] = {1, -1}, up[2] = {3, 5};
+    float out[2];
+    eng_gate_of(ENG_ACTIVATION_SILU)(1, nan, one, out);
+    CHECK(isnan(out[0]));
+    eng_gate_of(ENG_ACTIVATION_GELU_TANH)(1, nan, one, out);
+    CHECK(isnan(out[0]));
+    eng_gate_of(ENG_ACTIVATION_SILU)(2, gate, up, out);
+    CHECK(near(out[0], 1 / (1 + exp(-1.0)) * 3, 1e-6) && near(out[1], -1 / (1 + exp(1.0)) * 5, 1e-6));
 }
 
 static void test_gather(void) {

@@ -6,6 +6,7 @@
 #include <omp.h>
 #include <stdlib.h>
 
+#include "math/layer_math.h"
 #include "math/linear.h"
 
 enum { MAX_ROWS = 70 };
@@ -217,6 +218,47 @@ static void test_parts(void) {
     check_errors(NULL, ENG_COMPUTE_BF16, 37, 50, ENG_DTYPE_F32);
 }
 
+/* A gated product has the bits of its two products and the gate between them. */
+static void check_gated(const eng_linear_kernel *kernel, int32_t out, int32_t in, eng_gate_fn gate) {
+    eng_error err = {""};
+    problem g, u;
+    make_problem(&g, out, in, ENG_DTYPE_BF16);
+    make_problem(&u, out, in, ENG_DTYPE_BF16);
+    const eng_linear_part parts[2] = {{g.file, g.dtype, out}, {u.file, u.dtype, out}};
+    eng_linear gated, apart[2];
+    eng_linear_scratch scratch = {0};
+    float *halves = malloc(2 * sizeof *halves * (size_t)out), *expected = malloc(sizeof *expected * (size_t)out);
+    CHECK(eng_linear_pack_gated(&parts[0], &parts[1], gate, in, compute_of(kernel), kernel, &gated, &err));
+    for (int i = 0; i < 2; i++) CHECK(eng_linear_pack(&parts[i], 1, in, compute_of(kernel), kernel, &apart[i], &err));
+    for (int32_t rows = 1; rows <= MAX_ROWS; rows = rows < 4 ? rows + 1 : rows * 2 + 1) {
+        apply(&gated, &scratch, &g, rows);
+        int different = 0;
+        for (int32_t r = 0; r < rows; r++) {
+            for (int i = 0; i < 2; i++)
+                CHECK(eng_linear_apply(&apart[i], &scratch, 1, g.x + (int64_t)r * in, in, halves + i * out, out, &err));
+            gate(out, halves, halves + out, expected);
+            different += memcmp(expected, g.y + (int64_t)r * (out + 3), sizeof *expected * (size_t)out) != 0;
+        }
+        CHECK_MSG(different == 0, "%s: gated, %d by %d: %d of %d rows differ", kernel->name, out, in, different, rows);
+    }
+    free(halves);
+    free(expected);
+    eng_linear_free(&gated);
+    for (int i = 0; i < 2; i++) eng_linear_free(&apart[i]);
+    eng_linear_scratch_free(&scratch);
+    free_problem(&g);
+    free_problem(&u);
+}
+
+static void test_gated(void) {
+    const eng_linear_kernel *kernel;
+    for (int i = 0; (kernel = eng_linear_kernel_at(i)) != NULL; i++) {
+        check_gated(kernel, 32, 64, eng_gate_of(ENG_ACTIVATION_SILU));
+        check_gated(kernel, 75, 96, eng_gate_of(ENG_ACTIVATION_GELU_TANH));
+        check_gated(kernel, 544, 700, eng_gate_of(ENG_ACTIVATION_SILU));
+    }
+}
+
 static void test_random(void) {
     eng_error err = {""};
     eng_linear a, b;
@@ -240,6 +282,7 @@ int main(void) {
     for (const eng_linear_kernel *k; (k = eng_linear_kernel_at(kernels)) != NULL; kernels++) check_kernel(k);
     CHECK(kernels >= 2);
     test_parts();
+    test_gated();
     test_random();
     return test_result();
 }

@@ -21,14 +21,9 @@ void eng_add_rows(int32_t rows, int32_t n, float *x, const float *y) {
     for (int32_t r = 0; r < rows; r++) loops->add(n, x + (int64_t)r * n, y + (int64_t)r * n);
 }
 
-void eng_gate_rows(int32_t rows, int32_t n, eng_activation activation, const float *gate_up, float *out) {
+eng_gate_fn eng_gate_of(eng_activation activation) {
     const eng_row_loops *loops = eng_row_loops_choose();
-    const bool silu = activation == ENG_ACTIVATION_SILU;
-#pragma omp parallel for schedule(static) if ((int64_t)rows * n > WORTH_THREADS)
-    for (int32_t r = 0; r < rows; r++) {
-        const float *gate = gate_up + 2 * (int64_t)r * n;
-        (silu ? loops->gate_silu : loops->gate_gelu)(n, gate, gate + n, out + (int64_t)r * n);
-    }
+    return activation == ENG_ACTIVATION_SILU ? loops->gate_silu : loops->gate_gelu;
 }
 
 static void gather_row(const eng_row_loops *loops, int32_t n, const char *from, eng_dtype dtype, float scale, float *to) {

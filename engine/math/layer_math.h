@@ -5,6 +5,7 @@
 
 #include <stdint.h>
 
+#include "linear.h"
 #include "model/model_config.h"
 #include "number_format.h"
 
@@ -15,8 +16,8 @@ void eng_rms_norm(int32_t rows, int32_t n, const float *x, int64_t x_stride, con
 /* x[r] += y[r] */
 void eng_add_rows(int32_t rows, int32_t n, float *x, const float *y);
 
-/* out[r] = activation(gate_up[r][0..n)) * gate_up[r][n..2n) */
-void eng_gate_rows(int32_t rows, int32_t n, eng_activation activation, const float *gate_up, float *out);
+/* out = activation(gate) * up */
+eng_gate_fn eng_gate_of(eng_activation activation);
 
 /* out[r] = scale * table[tokens[r]]; the tokens have been checked. */
 void eng_gather_rows(int32_t rows, int32_t n, const void *table, eng_dtype dtype, const int32_t *tokens, float scale,

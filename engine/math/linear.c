@@ -14,12 +14,13 @@ static size_t panel_bytes(const eng_linear *linear) {
 }
 
 /* Sets every field; the weights are uninitialised. */
-static bool prepare(eng_linear *linear, int32_t rows, int32_t in, bool round_x, const eng_linear_kernel *kernel,
-                    eng_error *err) {
+static bool prepare(eng_linear *linear, int32_t rows, int32_t in, eng_gate_fn gate, bool round_x,
+                    const eng_linear_kernel *kernel, eng_error *err) {
     linear->in = in;
     linear->out = rows;
     linear->in_padded = round_up(in, ENG_INPUT_STEP);
-    linear->panels = (int32_t)(round_up(rows, ENG_PANEL) / ENG_PANEL);
+    linear->panels = (int32_t)(round_up(rows, ENG_PANEL) / ENG_PANEL) * (gate ? 2 : 1);
+    linear->gate = gate;
     linear->round_x = round_x;
     linear->kernel = kernel;
     size_t each = panel_bytes(linear);
@@ -58,10 +59,16 @@ static part_row find_row(const eng_linear_part *parts, int64_t row, int32_t in) 
     return (part_row){(const char *)parts->data + bytes, parts->dtype};
 }
 
+/* The column of y that a panel begins with. */
+static int64_t first_column(const eng_linear *linear, int64_t panel) {
+    return (linear->gate ? panel / 2 : panel) * ENG_PANEL;
+}
+
 /* In short steps along the input, so that what is written stays in the first-level cache. */
 static void pack_panel(const eng_linear *linear, const eng_linear_part *parts, int64_t p) {
     char *panel = (char *)linear->weights + (size_t)p * panel_bytes(linear);
-    const int64_t first = p * ENG_PANEL;
+    const int64_t first = first_column(linear, p);
+    if (linear->gate) parts += p % 2;
     const int columns = linear->out - first < ENG_PANEL ? (int)(linear->out - first) : ENG_PANEL;
     part_row rows[ENG_PANEL];
     for (int n = 0; n < columns; n++) rows[n] = find_row(parts, first + n, linear->in);
@@ -78,19 +85,31 @@ static bool all_bf16(const eng_linear_part *parts, int32_t count) {
     return true;
 }
 
-bool eng_linear_pack(const eng_linear_part *parts, int32_t count, int32_t in, eng_compute compute,
-                     const eng_linear_kernel *kernel, eng_linear *out, eng_error *err) {
+static bool pack(const eng_linear_part *parts, int32_t count, int64_t rows, int32_t in, eng_gate_fn gate,
+                 eng_compute compute, const eng_linear_kernel *kernel, eng_linear *out, eng_error *err) {
     memset(out, 0, sizeof *out);
-    int64_t rows = 0;
-    for (int32_t i = 0; i < count; i++) rows += parts[i].rows;
-    if (rows < 1 || rows > INT32_MAX - ENG_PANEL || in < 1) return eng_fail(err, "a matrix has no or too many rows");
+    if (rows < 1 || rows > INT32_MAX / 2 - ENG_PANEL || in < 1)
+        return eng_fail(err, "a matrix has no or too many rows");
     bool bf16 = all_bf16(parts, count);
     bool round_x = compute == ENG_COMPUTE_BF16 || (compute == ENG_COMPUTE_AUTO && bf16 && eng_linear_prefers_bf16());
     if (kernel == NULL) kernel = eng_linear_choose(bf16 || round_x, round_x);
-    if (!prepare(out, (int32_t)rows, in, round_x, kernel, err)) return false;
+    if (!prepare(out, (int32_t)rows, in, gate, round_x, kernel, err)) return false;
 #pragma omp parallel for schedule(dynamic, 1)
     for (int32_t p = 0; p < out->panels; p++) pack_panel(out, parts, p);
     return true;
+}
+
+bool eng_linear_pack(const eng_linear_part *parts, int32_t count, int32_t in, eng_compute compute,
+                     const eng_linear_kernel *kernel, eng_linear *out, eng_error *err) {
+    int64_t rows = 0;
+    for (int32_t i = 0; i < count; i++) rows += parts[i].rows;
+    return pack(parts, count, rows, in, NULL, compute, kernel, out, err);
+}
+
+bool eng_linear_pack_gated(const eng_linear_part *gate, const eng_linear_part *up, eng_gate_fn fn, int32_t in,
+                           eng_compute compute, const eng_linear_kernel *kernel, eng_linear *out, eng_error *err) {
+    const eng_linear_part parts[] = {*gate, *up};
+    return pack(parts, 2, gate->rows, in, fn, compute, kernel, out, err);
 }
 
 static uint64_t mix(uint64_t x) { /* splitmix64 */
@@ -114,9 +133,14 @@ static void fill_random_panel(const eng_linear *linear, int64_t p, uint16_t expo
 
 bool eng_linear_random(int32_t rows, int32_t in, float scale, uint64_t seed, eng_compute compute, eng_linear *out,
                        eng_error *err) {
+    return eng_linear_random_gated(rows, in, scale, NULL, seed, compute, out, err);
+}
+
+bool eng_linear_random_gated(int32_t rows, int32_t in, float scale, eng_gate_fn fn, uint64_t seed, eng_compute compute,
+                             eng_linear *out, eng_error *err) {
     memset(out, 0, sizeof *out);
     bool round_x = compute == ENG_COMPUTE_BF16 || (compute == ENG_COMPUTE_AUTO && eng_linear_prefers_bf16());
-    if (!prepare(out, rows, in, round_x, eng_linear_choose(true, round_x), err)) return false;
+    if (!prepare(out, rows, in, fn, round_x, eng_linear_choose(true, round_x), err)) return false;
     uint16_t exponent_bits = eng_bf16_of_f32(scale / 2) & 0x7F80;
 #pragma omp parallel for schedule(dynamic, 1)
     for (int32_t p = 0; p < out->panels; p++) fill_random_panel(out, p, exponent_bits, seed);
@@ -206,17 +230,23 @@ static int32_t smaller(int32_t a, int32_t b) {
     return a < b ? a : b;
 }
 
+static int32_t choose_group(const job *j, int32_t threads) {
+    int32_t group = smaller(smaller(MAX_SUMS / j->chunk_rows, MAX_GROUP), j->linear->panels / (threads * TASKS_PER_THREAD));
+    return group < 1 ? 1 : group;
+}
+
 /* Few rows read the weights once, in the order in which they lie; with more the sums are taken in runs. */
 static void plan_cut(job *j, int32_t threads) {
     const eng_linear *linear = j->linear;
     j->chunk_rows = smaller(j->rows, MAX_CHUNK_ROWS);
     j->run = linear->in_padded;
     j->group_panels = 1;
-    if (j->rows <= linear->kernel->max_rows) return;
-    const int64_t runs = (linear->in_padded + MAX_RUN - 1) / MAX_RUN;
-    j->run = round_up((linear->in_padded + runs - 1) / runs, ENG_INPUT_STEP);
-    j->group_panels = smaller(smaller(MAX_SUMS / j->chunk_rows, MAX_GROUP), linear->panels / (threads * TASKS_PER_THREAD));
-    if (j->group_panels < 1) j->group_panels = 1;
+    if (j->rows > linear->kernel->max_rows) {
+        const int64_t runs = (linear->in_padded + MAX_RUN - 1) / MAX_RUN;
+        j->run = round_up((linear->in_padded + runs - 1) / runs, ENG_INPUT_STEP);
+        j->group_panels = choose_group(j, threads);
+    }
+    if (linear->gate) j->group_panels += j->group_panels % 2; /* a gate and its up are in one group */
 }
 
 /* Numbers of one panel's sums; whole tiles, whatever the kernel. */
@@ -285,18 +315,22 @@ static void run_panel(const job *j, const task *t, int32_t g, int64_t first) {
     }
 }
 
+/* One panel's columns of y, or a gated pair's. */
 static void store_panel(const job *j, const task *t, int32_t g) {
-    const int64_t column = (t->panel + g) * ENG_PANEL, left = j->linear->out - column;
-    const size_t bytes = (size_t)(left < ENG_PANEL ? left : ENG_PANEL) * sizeof(float);
-    const float *sums = t->sums + g * panel_sums(j);
-    for (int32_t r = 0; r < t->rows; r++)
-        memcpy(j->y + (t->row + r) * j->y_stride + column, sums + r * ENG_PANEL, bytes);
+    const int64_t column = first_column(j->linear, t->panel + g), left = j->linear->out - column;
+    const int32_t columns = left < ENG_PANEL ? (int32_t)left : ENG_PANEL;
+    const float *sums = t->sums + g * panel_sums(j), *up = sums + panel_sums(j);
+    for (int32_t r = 0; r < t->rows; r++) {
+        float *y = j->y + (t->row + r) * j->y_stride + column;
+        if (j->linear->gate) j->linear->gate(columns, sums + r * ENG_PANEL, up + r * ENG_PANEL, y);
+        else memcpy(y, sums + r * ENG_PANEL, (size_t)columns * sizeof *y);
+    }
 }
 
 static void run_task(const job *j, const task *t) {
     for (int64_t first = 0; first < j->linear->in_padded; first += j->run)
         for (int32_t g = 0; g < t->panels; g++) run_panel(j, t, g, first);
-    for (int32_t g = 0; g < t->panels; g++) store_panel(j, t, g);
+    for (int32_t g = 0; g < t->panels; g += j->linear->gate ? 2 : 1) store_panel(j, t, g);
 }
 
 static void run_group(const job *j, int64_t group, float *sums) {

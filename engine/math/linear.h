@@ -22,10 +22,14 @@ typedef struct eng_linear_part {
     int32_t rows;
 } eng_linear_part;
 
+/* out = f(gate) * up, number by number. */
+typedef void (*eng_gate_fn)(int32_t n, const float *gate, const float *up, float *out);
+
 typedef struct eng_linear {
     int32_t in, out;   /* W is [out][in] */
     int64_t in_padded; /* to ENG_INPUT_STEP, with zeros */
-    int32_t panels;
+    int32_t panels;    /* gated: twice as many, each of the gate before that of up */
+    eng_gate_fn gate;  /* NULL: not gated */
     bool round_x;
     const eng_linear_kernel *kernel;
     void *weights; /* [panels], see linear_kernels.h */
@@ -43,9 +47,16 @@ typedef struct eng_linear_scratch {
 bool eng_linear_pack(const eng_linear_part *parts, int32_t count, int32_t in, eng_compute compute,
                      const eng_linear_kernel *kernel, eng_linear *out, eng_error *err);
 
+/* Two matrices of as many rows whose product is y = gate(x W_gate^T, x W_up^T), computed as one: what goes into
+ * the gate never leaves the second-level cache. */
+bool eng_linear_pack_gated(const eng_linear_part *gate, const eng_linear_part *up, eng_gate_fn fn, int32_t in,
+                           eng_compute compute, const eng_linear_kernel *kernel, eng_linear *out, eng_error *err);
+
 /* bf16 weights uniform in (-scale, scale), the same for the same seed on every machine. */
 bool eng_linear_random(int32_t rows, int32_t in, float scale, uint64_t seed, eng_compute compute, eng_linear *out,
                        eng_error *err);
+bool eng_linear_random_gated(int32_t rows, int32_t in, float scale, eng_gate_fn fn, uint64_t seed, eng_compute compute,
+                             eng_linear *out, eng_error *err);
 
 void eng_linear_free(eng_linear *linear);
 

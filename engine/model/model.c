@@ -18,7 +18,6 @@ typedef struct activations {
     float *h;     /* [rows][hidden] what a block reads, then what it adds */
     float *qkv;   /* [rows][(heads + 2 kv_heads) head_dim] */
     float *q, *k, *v, *attended;
-    float *gate_up;      /* [rows][2 intermediate] */
     float *gated;        /* [rows][intermediate] */
     float *full_rope;    /* [rows][head_dim] */
     float *sliding_rope; /* the same for Gemma's sliding layers */
@@ -45,10 +44,9 @@ static int32_t kv_width(const eng_model_config *c) {
 static bool make_activations(activations *a, const eng_model_config *c, int32_t rows, eng_error *err) {
     if (rows <= a->rows) return true;
     const int64_t q = query_width(c), kv = kv_width(c);
-    const int64_t widths[] = {c->hidden, c->hidden, q + 2 * kv, q, kv, kv, q, 2 * (int64_t)c->intermediate,
-                              c->intermediate, c->head_dim, c->head_dim};
-    float **const fields[] = {&a->x, &a->h, &a->qkv, &a->q, &a->k, &a->v, &a->attended, &a->gate_up, &a->gated,
-                              &a->full_rope, &a->sliding_rope};
+    const int64_t widths[] = {c->hidden, c->hidden, q + 2 * kv, q, kv, kv, q, c->intermediate, c->head_dim, c->head_dim};
+    float **const fields[] = {&a->x, &a->h, &a->qkv, &a->q, &a->k, &a->v, &a->attended, &a->gated, &a->full_rope,
+                              &a->sliding_rope};
     const size_t count = sizeof widths / sizeof *widths;
     int64_t total = 0;
     for (size_t i = 0; i < count; i++) total += (widths[i] * rows + 15) / 16 * 16;
@@ -139,8 +137,7 @@ static bool mlp_block(eng_model *m, int32_t rows, int32_t layer, eng_error *err)
     const eng_layer_weights *w = &m->weights.layers[layer];
     const activations *a = &m->act;
     norm_rows(m, rows, a->x, w->mlp_norm, a->h);
-    if (!multiply(m, &w->gate_up, rows, a->h, a->gate_up, err)) return false;
-    eng_gate_rows(rows, m->config.intermediate, m->config.activation, a->gate_up, a->gated);
+    if (!multiply(m, &w->gate_up, rows, a->h, a->gated, err)) return false;
     if (!multiply(m, &w->down, rows, a->gated, a->h, err)) return false;
     if (w->mlp_post_norm) norm_rows(m, rows, a->h, w->mlp_post_norm, a->h);
     eng_add_rows(rows, m->config.hidden, a->x, a->h);

@@ -4,6 +4,7 @@
 #include <stdlib.h>
 
 #include "common/big_memory.h"
+#include "math/layer_math.h"
 
 enum { NAME_BYTES = 160 };
 
@@ -65,15 +66,27 @@ typedef struct named_part {
     int32_t rows;
 } named_part;
 
+static bool find_part(const loader *l, int32_t layer, named_part name, int32_t in, eng_linear_part *out) {
+    eng_tensor tensor;
+    if (!find_tensor(l, layer, name.suffix, name.rows, in, &tensor)) return false;
+    *out = (eng_linear_part){tensor.data, tensor.dtype, name.rows};
+    return true;
+}
+
 static bool load_linear(const loader *l, int32_t layer, const named_part *names, int32_t count, int32_t in,
                         eng_linear *out) {
     eng_linear_part parts[3];
-    for (int32_t i = 0; i < count; i++) {
-        eng_tensor tensor;
-        if (!find_tensor(l, layer, names[i].suffix, names[i].rows, in, &tensor)) return false;
-        parts[i] = (eng_linear_part){tensor.data, tensor.dtype, names[i].rows};
-    }
+    for (int32_t i = 0; i < count; i++)
+        if (!find_part(l, layer, names[i], in, &parts[i])) return false;
     return eng_linear_pack(parts, count, in, l->compute, NULL, out, l->err);
+}
+
+static bool load_gate_up(const loader *l, int32_t layer, eng_linear *out) {
+    const eng_model_config *c = l->config;
+    const named_part gate_name = {"mlp.gate_proj.weight", c->intermediate}, up_name = {"mlp.up_proj.weight", c->intermediate};
+    eng_linear_part gate, up;
+    return find_part(l, layer, gate_name, c->hidden, &gate) && find_part(l, layer, up_name, c->hidden, &up) &&
+           eng_linear_pack_gated(&gate, &up, eng_gate_of(c->activation), c->hidden, l->compute, NULL, out, l->err);
 }
 
 static bool load_qkv_bias(const loader *l, int32_t layer, eng_layer_weights *w) {
@@ -113,12 +126,10 @@ static bool load_layer(const loader *l, int32_t layer, eng_layer_weights *w) {
     const named_part qkv[] = {{"self_attn.q_proj.weight", q}, {"self_attn.k_proj.weight", kv},
                               {"self_attn.v_proj.weight", kv}};
     const named_part output[] = {{"self_attn.o_proj.weight", c->hidden}};
-    const named_part gate_up[] = {{"mlp.gate_proj.weight", c->intermediate}, {"mlp.up_proj.weight", c->intermediate}};
     const named_part down[] = {{"mlp.down_proj.weight", c->hidden}};
     return load_norms(l, layer, w) && (!c->qkv_bias || load_qkv_bias(l, layer, w)) &&
            load_linear(l, layer, qkv, 3, c->hidden, &w->qkv) && load_linear(l, layer, output, 1, q, &w->output) &&
-           load_linear(l, layer, gate_up, 2, c->hidden, &w->gate_up) &&
-           load_linear(l, layer, down, 1, c->intermediate, &w->down);
+           load_gate_up(l, layer, &w->gate_up) && load_linear(l, layer, down, 1, c->intermediate, &w->down);
 }
 
 /* A tied checkpoint may hold lm_head too; what config.json says decides. */
@@ -197,11 +208,16 @@ static bool random_vectors(const eng_model_config *c, eng_layer_weights *w, eng_
            (!c->qkv_bias || zeros(qkv, &w->qkv_bias, err));
 }
 
+/* A power of two near 1/sqrt(in), so that activations keep their size. */
+static float scale_for(int32_t in) {
+    float scale = 1.0f;
+    while (scale * scale * (float)in > 1) scale /= 2;
+    return scale;
+}
+
 static bool random_linear(int32_t rows, int32_t in, uint64_t *seed, eng_compute compute, eng_linear *out,
                           eng_error *err) {
-    float scale = 1.0f; /* a power of two near 1/sqrt(in), so that activations keep their size */
-    while (scale * scale * (float)in > 1) scale /= 2;
-    return eng_linear_random(rows, in, scale, ++*seed, compute, out, err);
+    return eng_linear_random(rows, in, scale_for(in), ++*seed, compute, out, err);
 }
 
 static bool random_layer(const eng_model_config *c, uint64_t *seed, eng_compute compute, eng_layer_weights *w,
@@ -209,7 +225,8 @@ static bool random_layer(const eng_model_config *c, uint64_t *seed, eng_compute 
     const int32_t q = c->heads * c->head_dim, kv = c->kv_heads * c->head_dim;
     return random_vectors(c, w, err) && random_linear(q + 2 * kv, c->hidden, seed, compute, &w->qkv, err) &&
            random_linear(c->hidden, q, seed, compute, &w->output, err) &&
-           random_linear(2 * c->intermediate, c->hidden, seed, compute, &w->gate_up, err) &&
+           eng_linear_random_gated(c->intermediate, c->hidden, scale_for(c->hidden), eng_gate_of(c->activation),
+                                   ++*seed, compute, &w->gate_up, err) &&
            random_linear(c->hidden, c->intermediate, seed, compute, &w->down, err);
 }
 

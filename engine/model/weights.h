@@ -13,7 +13,7 @@ typedef struct eng_layer_weights {
     float *qkv_bias;                                   /* [(heads + 2 kv_heads) head_dim] or NULL */
     eng_linear qkv;     /* the rows of query, key and value, in this order */
     eng_linear output;
-    eng_linear gate_up; /* the rows of gate, then of up */
+    eng_linear gate_up; /* gated: its product is what `down` takes */
     eng_linear down;
 } eng_layer_weights;
 
