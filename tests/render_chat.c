@@ -34,7 +34,7 @@ static bool begin_both_ways(const eng_talk *talk, const char *system, const char
     eng_tokens on_stem = {0};
     if (!eng_talk_begin(talk, system, user, out, err) || !eng_talk_prepare(talk, system, &stem, err)) return false;
     bool ok = eng_talk_begin_on(talk, &stem, system, user, &on_stem, err);
-    if (ok && !same_tokens(out, &on_stem)) ok = eng_fail(err, "other tokens on the stem of %zu bytes", stem.size);
+    if (ok && !same_tokens(out, &on_stem)) ok = eng_fail(err, "other tokens on the stem of %zu bytes", stem.resume);
     eng_talk_stem_free(&stem);
     eng_tokens_free(&on_stem);
     return ok;

@@ -4,10 +4,12 @@ because they carry no chat template; and on a tiny tokenizer with one, which `tr
 import json
 import os
 import subprocess
+import sys
 
 import pytest
 
 tokenizers = pytest.importorskip("tokenizers")
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 PROGRAM = os.environ.get("RENDER_CHAT", os.path.join(ROOT, "build", "tests", "render_chat"))
@@ -109,6 +111,18 @@ def test_own_template(tmp_path, name):
         messages = ([] if system is None else [{"role": "system", "content": system}]) + [{"role": "user", "content": user}]
         expected.append((name.split()[0], tokenizer.apply_chat_template(messages, add_generation_prompt=True)))
     assert rendered(path, talks) == expected
+
+
+@pytest.mark.parametrize("shape,template", [
+    ("llama2", "llama2"), ("mistral_v3", "mistral-v3"), ("tekken", "mistral-tekken"), ("llama3", "llama3.1"), ("qwen3", "qwen3"),
+    ("gemma3", "gemma"), ("gemma3", "raw"), ("llama2", "raw"), ("gpt2", "raw")])
+def test_system_text_is_tokenised_once(tmp_path, shape, template):
+    """render_chat fails where a conversation on its system's stem has other tokens than as one text."""
+    tokenizer_shapes = pytest.importorskip("tokenizer_shapes")
+    tokenizer_shapes.SHAPES[shape]().save(str(tmp_path / "tokenizer.json"))
+    systems = ["The shop opens at 9. It closes at 18, on Sundays at noon.", "Rules:\n\n1. Be kind.\n2. Be short. \n", "x", " ", "a  b"]
+    talks = [(system, user) for system in systems for user in [*USERS, "[INST]", "</s> <s>", " \n\n "]]
+    assert len(rendered(str(tmp_path), talks, template)) == len(talks)
 
 
 def test_unlike_template_is_named(tmp_path):

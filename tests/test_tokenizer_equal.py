@@ -25,7 +25,7 @@ AT_HAND = {
 
 def ask(model_dir, requests):
     done = subprocess.run([PROGRAM, str(model_dir)], input=b"".join(requests), capture_output=True, timeout=80)
-    assert done.returncode == 0, done.stderr.decode()
+    assert done.returncode == 0, done.stderr.decode(errors="replace")
     return done.stdout
 
 

@@ -94,15 +94,16 @@ static bool same_tokens(const eng_tokens *a, const eng_tokens *b) {
     return a->count == b->count && (a->count == 0 || memcmp(a->ids, b->ids, a->count * sizeof *a->ids) == 0);
 }
 
-static bool check_settled(const eng_tokenizer *tokenizer, const char *text, size_t size, size_t settled) {
+static bool check_settled(const eng_tokenizer *tokenizer, const char *text, size_t size, eng_settled settled) {
     eng_tokens whole = {0}, parts = {0};
     eng_error err = {0};
     bool ok = eng_tokenizer_encode(tokenizer, text, size, false, &whole, &err) &&
-              eng_tokenizer_encode(tokenizer, text, settled, false, &parts, &err) &&
-              eng_tokenizer_encode(tokenizer, text + settled, size - settled, false, &parts, &err);
+              eng_tokenizer_encode(tokenizer, text, settled.end, false, &parts, &err) &&
+              eng_tokenizer_encode(tokenizer, text + settled.resume, size - settled.resume, false, &parts, &err);
     if (!ok) fail(err.text);
     if (ok && !same_tokens(&whole, &parts)) {
-        fprintf(stderr, "settled %zu of %zu: %.*s|%.*s\n", settled, size, (int)settled, text, (int)(size - settled), text + settled);
+        fprintf(stderr, "settled %zu of %zu: %.*s|%.*s\n", settled.end, size, (int)settled.end, text,
+                (int)(size - settled.end), text + settled.end);
         ok = fail("what is settled and the rest give other tokens than the whole");
     }
     eng_tokens_free(&whole);
@@ -119,10 +120,10 @@ static bool answer_settled(const eng_tokenizer *tokenizer) {
         free(rest);
         return fail("truncated request");
     }
-    size_t settled = eng_tokenizer_settled(tokenizer, both, size);
+    eng_settled settled = eng_tokenizer_settled(tokenizer, both, size);
     memcpy(both + size, rest, more);
-    write_number((uint32_t)settled);
-    bool ok = settled <= size && check_settled(tokenizer, both, size + more, settled);
+    write_number((uint32_t)settled.end);
+    bool ok = settled.end <= settled.resume && settled.resume <= size && check_settled(tokenizer, both, size + more, settled);
     free(both);
     free(rest);
     return ok;

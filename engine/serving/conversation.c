@@ -14,11 +14,11 @@ static bool append_bos(const eng_talk *talk, eng_tokens *out, eng_error *err) {
 bool eng_talk_begin_on(const eng_talk *talk, const eng_talk_stem *stem, const char *system, const char *user,
                        eng_tokens *out, eng_error *err) {
     eng_bytes text = {0};
-    size_t size = stem->size, first = out->count;
+    size_t from = stem->resume, first = out->count;
     bool ok = eng_template_render(talk->format, system_of(talk, system), user, &text, err) &&
-              (size > 0 ? eng_tokens_append(out, stem->tokens.ids, stem->tokens.count, err) : append_bos(talk, out, err)) &&
-              eng_tokenizer_encode(talk->tokenizer, text.data + size, text.size - size,
-                                   size == 0 && eng_template_is_raw(talk->format), out, err);
+              (from > 0 ? eng_tokens_append(out, stem->tokens.ids, stem->tokens.count, err) : append_bos(talk, out, err)) &&
+              eng_tokenizer_encode(talk->tokenizer, text.data + from, text.size - from,
+                                   from == 0 && eng_template_is_raw(talk->format), out, err);
     eng_bytes_free(&text);
     if (!ok) out->count = first;
     return ok;
@@ -44,13 +44,12 @@ static bool only_begins(const eng_tokenizer *tokenizer, bool *out, eng_error *er
 static bool fill_stem(const eng_talk *talk, const eng_bytes *text, eng_talk_stem *out, eng_error *err) {
     bool raw = eng_template_is_raw(talk->format), settles = true;
     if (text->size == 0 || (raw && !only_begins(talk->tokenizer, &settles, err))) return text->size == 0;
-    size_t size = settles ? eng_tokenizer_settled(talk->tokenizer, text->data, text->size) : 0;
-    if (size == 0) return true;
-    if (!append_bos(talk, &out->tokens, err) ||
-        !eng_tokenizer_encode(talk->tokenizer, text->data, size, raw, &out->tokens, err))
-        return false;
-    out->size = size;
-    return true;
+    eng_settled settled = {0};
+    if (settles) settled = eng_tokenizer_settled(talk->tokenizer, text->data, text->size);
+    if (settled.end == 0) return true;
+    out->resume = settled.resume;
+    return append_bos(talk, &out->tokens, err) &&
+           eng_tokenizer_encode(talk->tokenizer, text->data, settled.end, raw, &out->tokens, err);
 }
 
 bool eng_talk_prepare(const eng_talk *talk, const char *system, eng_talk_stem *out, eng_error *err) {

@@ -15,11 +15,11 @@ typedef struct eng_talk {
 /* Appends the tokens of a conversation up to where its first answer begins.  `system` NULL: none. */
 bool eng_talk_begin(const eng_talk *talk, const char *system, const char *user, eng_tokens *out, eng_error *err);
 
-/* What all conversations under one system text begin with, tokenised once: the first `size` bytes of their texts.
- * All zero: nothing. */
+/* What all conversations under one system text begin with, tokenised once; `resume` is where the rest of their texts
+ * begins.  All zero: nothing. */
 typedef struct eng_talk_stem {
     eng_tokens tokens;
-    size_t size;
+    size_t resume;
 } eng_talk_stem;
 
 /* Only as far as the tokens are the same whatever the user says (eng_tokenizer_settled). */

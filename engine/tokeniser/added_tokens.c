@@ -304,12 +304,16 @@ static bool cuts_cleanly(const eng_added_token *token, const char *text, size_t 
     return !token->lstrip && !token->rstrip && !token->single_word && !eng_unicode_is_word(eng_utf8_decode(text, size, &length));
 }
 
-size_t eng_added_tokens_settled(const eng_added_tokens *added, const char *text, size_t size) {
-    size_t settled = 0, length;
-    for (size_t at = 0; at < size && !may_go_on(&added->plain, text + at, size - at); at += length) {
+eng_added_settled eng_added_tokens_settled(const eng_added_tokens *added, const char *text, size_t size) {
+    eng_added_settled settled = {0};
+    size_t at = 0, length;
+    for (; at < size && !may_go_on(&added->plain, text + at, size - at); at += length) {
         const eng_added_token *token = match_at(added, &added->plain, text, size, at, &length);
-        if (token != NULL && cuts_cleanly(token, text + at, size - at)) settled = at;
+        if (token == NULL) continue;
+        if (cuts_cleanly(token, text + at, size - at)) settled.cut = at;
+        settled.open = at + length;
     }
+    settled.sure = at;
     return settled;
 }
 

@@ -47,9 +47,14 @@ int32_t eng_added_tokens_find(const eng_added_tokens *added, const char *content
 bool eng_added_tokens_split(const eng_added_tokens *added, bool normalized, const eng_splits *in, eng_splits *out,
                             eng_error *err);
 
-/* Where the last token begins that is found there, and everything before it is cut as it is, whatever follows the text;
- * 0: nowhere.  Well-formed UTF-8; tokens that are looked for before normalisation. */
-size_t eng_added_tokens_settled(const eng_added_tokens *added, const char *text, size_t size);
+/* What is sure of the tokens that are looked for before normalisation, whatever follows the text. */
+typedef struct eng_added_settled {
+    size_t cut;        /* the last one begins here; what is before it is cut as it is; 0: nowhere */
+    size_t open, sure; /* there is none in between: `open` is where the last one ends */
+} eng_added_settled;
+
+/* The text is well-formed UTF-8. */
+eng_added_settled eng_added_tokens_settled(const eng_added_tokens *added, const char *text, size_t size);
 
 /* Whether there is white space in any token. */
 bool eng_added_tokens_hold_space(const eng_added_tokens *added);

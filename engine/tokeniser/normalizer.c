@@ -240,3 +240,15 @@ bool eng_normalizer_apply(const eng_normalizer *normalizer, eng_bytes *text, siz
 bool eng_normalizer_is_none(const eng_normalizer *normalizer) {
     return normalizer->count == 0;
 }
+
+static bool writes(const step *s, step_kind kind, const char *text) {
+    return s->kind == kind && s->content.size == strlen(text) && memcmp(s->content.data, text, s->content.size) == 0;
+}
+
+bool eng_normalizer_marks_spaces(const eng_normalizer *normalizer, const char *mark, bool *prepends) {
+    const step *s = normalizer->steps;
+    *prepends = normalizer->count == 2 && writes(&s[0], PREPEND, mark);
+    if (normalizer->count != (*prepends ? 2u : 1u)) return false;
+    s = &s[normalizer->count - 1];
+    return writes(s, REPLACE, mark) && eng_pattern_is_literal(s->pattern, " ");
+}

@@ -23,4 +23,7 @@ bool eng_normalizer_apply(const eng_normalizer *normalizer, eng_bytes *text, siz
 /* Whether it leaves every text as it is. */
 bool eng_normalizer_is_none(const eng_normalizer *normalizer);
 
+/* Whether it puts `mark` for each space and does no more than put one before a text as well; that in *prepends. */
+bool eng_normalizer_marks_spaces(const eng_normalizer *normalizer, const char *mark, bool *prepends);
+
 #endif

@@ -245,3 +245,8 @@ void eng_spans_free(eng_spans *spans) {
     pcre2_match_data_free(spans->match);
     *spans = (eng_spans){0};
 }
+
+bool eng_pattern_is_literal(const eng_pattern *pattern, const char *text) {
+    return pattern->regex == NULL && pattern->literal.size == strlen(text) &&
+           memcmp(pattern->literal.data, text, pattern->literal.size) == 0;
+}

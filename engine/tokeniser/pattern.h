@@ -55,4 +55,7 @@ void eng_spans_free(eng_spans *spans);
  * counterpart here (pattern_translate.c). */
 bool eng_pattern_translate(const char *regex, size_t size, eng_bytes *out, eng_error *err);
 
+/* Whether it finds this very text, and is no expression. */
+bool eng_pattern_is_literal(const eng_pattern *pattern, const char *text);
+
 #endif

@@ -233,3 +233,15 @@ bool eng_pretokenizer_drops_space(const eng_pretokenizer *pretokenizer) {
     return pretokenizer->count == 1 &&
            (s->kind == WORDS || (s->kind == CLASS && s->is_member == eng_unicode_is_space && s->behavior == ENG_REMOVED));
 }
+
+bool eng_pretokenizer_marks_spaces(const eng_pretokenizer *pretokenizer, const char *mark) {
+    const step *s = pretokenizer->steps;
+    return pretokenizer->count == 1 && s->kind == METASPACE && s->metaspace.size == strlen(mark) &&
+           memcmp(s->metaspace.replacement, mark, s->metaspace.size) == 0;
+}
+
+bool eng_pretokenizer_cuts_spaces_only(const eng_pretokenizer *pretokenizer) {
+    const step *s = pretokenizer->steps;
+    return pretokenizer->count == 0 ||
+           (pretokenizer->count == 1 && s->kind == SPLIT && !s->invert && eng_pattern_is_literal(s->pattern, " "));
+}

@@ -21,4 +21,10 @@ bool eng_pretokenizer_apply(const eng_pretokenizer *pretokenizer, eng_splits *sp
 /* Whether it cuts at every white space, drops it, and looks at nothing beyond it. */
 bool eng_pretokenizer_drops_space(const eng_pretokenizer *pretokenizer);
 
+/* Whether it puts `mark` for each space, before a text as well where there is none yet, and cuts nowhere but there. */
+bool eng_pretokenizer_marks_spaces(const eng_pretokenizer *pretokenizer, const char *mark);
+
+/* Whether it leaves text without a space in one piece. */
+bool eng_pretokenizer_cuts_spaces_only(const eng_pretokenizer *pretokenizer);
+
 #endif

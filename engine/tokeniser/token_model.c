@@ -108,3 +108,26 @@ bool eng_token_model_encode(const eng_token_model *model, const eng_splits *spli
     eng_bpe_space_free(&space);
     return ok;
 }
+
+static bool holds(const char *text, size_t size, const char *part, size_t part_size) {
+    for (size_t at = 0; at + part_size <= size; at++)
+        if (memcmp(text + at, part, part_size) == 0) return true;
+    return false;
+}
+
+/* Whatever is merged is in the vocabulary.  The left character has to be there itself: an unknown one's token may be
+ * put down later. */
+bool eng_token_model_never_joins(const eng_token_model *model, const char *left, size_t left_size, const char *right,
+                                 size_t right_size) {
+    char both[8];
+    if (!model->is_bpe || model->bpe.ignore_merges || left_size + right_size > sizeof both ||
+        eng_vocab_find(&model->vocab, left, left_size) < 0)
+        return false;
+    memcpy(both, left, left_size);
+    memcpy(both + left_size, right, right_size);
+    for (size_t i = 0; i < model->vocab.count; i++) {
+        const eng_vocab_entry *entry = &model->vocab.entries[i];
+        if (holds(model->vocab.texts.data + entry->begin, entry->size, both, left_size + right_size)) return false;
+    }
+    return true;
+}

@@ -11,6 +11,7 @@
 #include "token_decoder.h"
 #include "token_model.h"
 #include "common/utf8.h"
+#include "unicode.h"
 
 struct eng_tokenizer {
     eng_token_model model;
@@ -138,18 +139,61 @@ bool eng_tokenizer_encode(const eng_tokenizer *t, const char *text, size_t size,
     return ok;
 }
 
+#define SPACE_MARK "\xE2\x96\x81" /* U+2581 */
+
+enum { MOST_SPACES_TRIED = 8 };
+
 static size_t last_space(const char *text, size_t size) {
     while (size > 0 && text[size - 1] != ' ' && text[size - 1] != '\n') size--;
     return size > 0 ? size - 1 : 0;
 }
 
-size_t eng_tokenizer_settled(const eng_tokenizer *t, const char *text, size_t size) {
-    if (!eng_utf8_is_valid(text, size)) return 0;
-    size_t settled = eng_added_tokens_settled(&t->added, text, size), space = 0;
-    if (eng_normalizer_is_none(t->normalizer) && eng_pretokenizer_drops_space(t->pretokenizer) &&
-        !eng_added_tokens_hold_space(&t->added))
-        space = last_space(text, size);
-    return space > settled ? space : settled;
+/* Words between white space, each tokenised alone. */
+static bool parts_words(const eng_tokenizer *t) {
+    return eng_normalizer_is_none(t->normalizer) && eng_pretokenizer_drops_space(t->pretokenizer) &&
+           !eng_added_tokens_hold_space(&t->added);
+}
+
+/* Text in one word with marks for its spaces.  *prepends: a text gets a mark in front, even if it has one. */
+static bool marks_spaces(const eng_tokenizer *t, bool *prepends) {
+    *prepends = false;
+    if (t->added.normalized.count > 0) return false;
+    if (eng_normalizer_is_none(t->normalizer)) return eng_pretokenizer_marks_spaces(t->pretokenizer, SPACE_MARK);
+    return eng_normalizer_marks_spaces(t->normalizer, SPACE_MARK, prepends) &&
+           eng_pretokenizer_cuts_spaces_only(t->pretokenizer);
+}
+
+static size_t character_before(const char *text, size_t end) {
+    size_t begin = end - 1;
+    while (begin > 0 && ((unsigned char)text[begin] & 0xC0) == 0x80) begin--;
+    return begin;
+}
+
+/* The last space between two characters that are none, in text that is sure to hold no added token, which no token of
+ * the vocabulary joins to what is before it; 0: none among the last few. */
+static size_t unjoined_space(const eng_tokenizer *t, const char *text, const eng_added_settled *added) {
+    size_t tried = 0, length;
+    for (size_t at = added->sure; at-- > added->open + 1 && tried < MOST_SPACES_TRIED;) {
+        if (text[at] != ' ' || at + 1 >= added->sure) continue;
+        size_t before = character_before(text, at);
+        if (before < added->open || eng_unicode_is_space(eng_utf8_decode(text + before, at - before, &length)) ||
+            eng_unicode_is_space(eng_utf8_decode(text + at + 1, added->sure - at - 1, &length)))
+            continue;
+        tried++;
+        if (eng_token_model_never_joins(&t->model, text + before, at - before, SPACE_MARK, sizeof SPACE_MARK - 1)) return at;
+    }
+    return 0;
+}
+
+eng_settled eng_tokenizer_settled(const eng_tokenizer *t, const char *text, size_t size) {
+    bool prepends;
+    if (!eng_utf8_is_valid(text, size)) return (eng_settled){0};
+    eng_added_settled added = eng_added_tokens_settled(&t->added, text, size);
+    size_t space = parts_words(t) ? last_space(text, size) : 0;
+    if (space > added.cut) return (eng_settled){space, space};
+    space = marks_spaces(t, &prepends) ? unjoined_space(t, text, &added) : 0;
+    if (space > added.cut) return (eng_settled){space, space + prepends};
+    return (eng_settled){added.cut, added.cut};
 }
 
 /* The text that the decoder gets for an id; NULL where the id has no token. */

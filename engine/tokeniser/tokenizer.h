@@ -32,10 +32,14 @@ void eng_tokenizer_free(eng_tokenizer *tokenizer);
 bool eng_tokenizer_encode(const eng_tokenizer *tokenizer, const char *text, size_t size, bool add_special,
                           eng_tokens *out, eng_error *err);
 
-/* How many bytes at the text's front become the same tokens whatever follows the text: those tokens and what encoding
- * the rest gives (with what follows, and without special tokens) are what encoding all of it gives.  0 where that
- * cannot be told.  Such places are before an added token, and at white space where the words between it are tokens. */
-size_t eng_tokenizer_settled(const eng_tokenizer *tokenizer, const char *text, size_t size);
+/* How much of a text's front becomes the same tokens whatever follows the text: the tokens of the first `end` bytes, and
+ * then those of what begins at `resume` (end, or one space behind it) together with what follows, without special tokens,
+ * are the tokens of all of it.  Both 0 where no such place is known.  Places are before an added token; at white space
+ * where it parts words; and before a marked space that no token of the vocabulary has in its middle. */
+typedef struct eng_settled {
+    size_t end, resume;
+} eng_settled;
+eng_settled eng_tokenizer_settled(const eng_tokenizer *tokenizer, const char *text, size_t size);
 
 /* Appends the text of all tokens to *out.  Ids without a token give nothing; `skip_special` leaves special tokens
  * out.  What is appended is well-formed UTF-8. */
