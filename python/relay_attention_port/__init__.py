@@ -9,14 +9,35 @@ for, vLLM by ``RelayAttentionBackend`` and ``RelayAttentionImpl``.
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
+from typing import Any
+
 from .devices import Device, DeviceInfo, default_device
 from .errors import LibraryLoadError, RelayError
 from .forests import Forest, Segment, Span
 from .operations import cache_write, fuse, run
 from .plans import Attention, Plan, PlanInfo
 from .prompts import Prompt, PromptCache, PromptCacheStats
+from .relay_config import RelayConfig, RelayInfo, RelayMetadata
+from .relayattn_ops_v091 import relay_fusion
 from .tensor_view import TensorView, tensor_view
 
 __all__ = ["Attention", "Device", "DeviceInfo", "Forest", "LibraryLoadError", "Plan", "PlanInfo", "Prompt",
-           "PromptCache", "PromptCacheStats", "RelayError", "Segment", "Span", "TensorView", "cache_write",
-           "default_device", "fuse", "run", "tensor_view"]
+           "PromptCache", "PromptCacheStats", "RelayAttentionBackend", "RelayAttentionImpl",
+           "RelayAttentionIntegration", "RelayConfig", "RelayError", "RelayInfo", "RelayMetadata", "Segment", "Span",
+           "TensorView", "cache_write", "default_device", "fuse", "relay_fusion", "run", "tensor_view"]
+
+# Imported when they are asked for: the example runs as a program of its own, the others need vLLM.
+_LATER = {"RelayAttentionIntegration": "integration_example", "RelayAttentionBackend": "relay_attention_backend",
+          "RelayAttentionImpl": "relay_attention_backend"}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return importlib.import_module("importlib.metadata").version("relay-attention-port")
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if _LATER[name] == "relay_attention_backend" and importlib.util.find_spec("vllm") is None:
+        raise ImportError(f"{name} needs vLLM 0.9.1: pip install 'relay-attention-port[vllm]'")
+    return getattr(importlib.import_module(f".{_LATER[name]}", __name__), name)

@@ -197,7 +197,7 @@ class Handle:
     __slots__ = ("pointer", "_destroy", "_library", "_owners", "_process", "__weakref__")
 
     def __init__(self, lib: Library, pointer: c_void_p, destroy: Any, *owners: object) -> None:
-        self.pointer = pointer.value
+        self.pointer = int(pointer.value or 0)
         self._library = lib
         self._destroy = destroy
         self._owners = owners
@@ -227,7 +227,7 @@ class Owner:
     @property
     def pointer(self) -> int:
         """The C pointer; valid while this object is open."""
-        return self.handle.pointer  # type: ignore[return-value]
+        return self.handle.pointer
 
     @property
     def closed(self) -> bool:

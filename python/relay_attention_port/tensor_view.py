@@ -15,13 +15,13 @@ import numpy as np
 
 from . import c_structs as c
 from .errors import (BadDtypeError, BadShapeError, BadStrideError, InvalidArgumentError, OutOfRangeError,
-                     WrongDeviceError)
+                     UnsupportedError, WrongDeviceError)
 
 DTYPES = {"f32": c.F32, "f16": c.F16, "bf16": c.BF16}
 DTYPE_NAMES = {value: name for name, value in DTYPES.items()}
 ITEM_BYTES = {c.F32: 4, c.F16: 2, c.BF16: 2}
 _NUMPY_DTYPES = {"float32": c.F32, "float16": c.F16, "bfloat16": c.BF16}
-_RAW_DTYPES = {c.F32: np.float32, c.F16: np.float16, c.BF16: np.uint16}
+_RAW_DTYPES: dict[int, Any] = {c.F32: np.float32, c.F16: np.float16, c.BF16: np.uint16}
 _nothing = ctypes.create_string_buffer(64)  # where empty tensors point: the library reads NULL as "absent"
 _torch_dtypes: dict[Any, int] = {}
 
@@ -62,6 +62,10 @@ class TensorView:
         """One entry of the first dimension."""
         return self._at(index * self.strides[0], self.shape[1:], self.strides[1:])
 
+    def reshaped(self, shape: tuple[int, ...], strides: tuple[int, ...]) -> "TensorView":
+        """The same memory by other extents and strides; they are the caller's responsibility."""
+        return self._at(0, shape, strides)
+
     def transposed(self) -> "TensorView":
         """The first two dimensions exchanged."""
         a, b, *rest = self.shape
@@ -82,7 +86,7 @@ class TensorView:
             raise WrongDeviceError(f"a tensor on {self.device[0]} cannot be a numpy array")
         itemsize = ITEM_BYTES[self.c.dtype]
         length = 1 + sum((n - 1) * s for n, s in zip(self.shape, self.strides)) if 0 not in self.shape else 0
-        memory = (ctypes.c_char * (length * itemsize)).from_address(self.c.data)
+        memory: Any = (ctypes.c_char * (length * itemsize)).from_address(self.c.data)
         flat = np.frombuffer(memory, _RAW_DTYPES[self.c.dtype])
         return np.lib.stride_tricks.as_strided(flat, self.shape, [s * itemsize for s in self.strides],
                                                writeable=self.writable)
@@ -181,6 +185,32 @@ def output_view(tensor: Any, name: str) -> TensorView:
     if not view.writable:
         raise InvalidArgumentError(f"{name}: is read-only")
     return view
+
+
+def readable_view(tensor: Any, name: str, dtype: Optional[str] = None) -> TensorView:
+    """A view for reading with strides that the kernels take: none is 0 or negative, and the last of three or more
+    dimensions is 1. What has others is copied."""
+    if isinstance(tensor, np.ndarray) and any(stride < 0 for stride in tensor.strides):
+        tensor = np.ascontiguousarray(tensor)
+    view = tensor_view(tensor, name, dtype)
+    awkward = any(stride <= 0 and extent > 1 for stride, extent in zip(view.strides, view.shape))
+    if len(view.shape) > 2 and view.shape[-1] > 1 and view.strides[-1] != 1:
+        awkward = True
+    if awkward:
+        copy = tensor.contiguous() if hasattr(tensor, "contiguous") else np.ascontiguousarray(view.array())
+        view = tensor_view(copy, name, view.dtype)
+    return view
+
+
+def refuse_gradients(tensors: dict[str, Any]) -> None:
+    """Raises UnsupportedError for a torch tensor whose gradient would be lost."""
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.is_grad_enabled():
+        return
+    for name, tensor in tensors.items():
+        if getattr(tensor, "requires_grad", False):
+            raise UnsupportedError(f"{name}: requires a gradient, which is not computed; call it under torch.no_grad() "
+                                   "or torch.inference_mode()")
 
 
 def int32(value: object, name: str) -> int:

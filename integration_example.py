@@ -1,0 +1,1 @@
+python/relay_attention_port/integration_example.py
