@@ -73,7 +73,7 @@ typedef struct relayi_attend_args {
     float *max;                /* [rows] */
     float *sum;                /* [rows] */
     void *scratch;             /* `scratch_bytes` of the kernel, 64-byte aligned, this thread's */
-    const relayi_soon *soon;   /* [num_soon]: a hint, for a kernel that has time to fetch */
+    const relayi_soon *soon;   /* [num_soon]: of K and of V in turns; a hint, for a kernel that has time to fetch */
     int32_t num_soon;
 } relayi_attend_args;
 
