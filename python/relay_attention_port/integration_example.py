@@ -138,8 +138,8 @@ def main() -> int:
         print(f"  {name:16}  {seconds * 1e3:10.2f} ms   {error:13.1e}   {stats.relayed:8} of {stats.forwards:2} calls"
               f"   {stats.tokens_saved:21,}")
     print(f"\nThe prompt was packed once and found in the cache {relay.memory_hits} times. The error is the distance"
-          "\nfrom attention over the whole sequence in float64. The first call of each request is computed plainly: sharing"
-          "\ndoes not pay for one request alone.")
+          "\nfrom attention over the whole sequence in float64. The first call of each request is computed plainly:"
+          "\nsharing does not pay for one request alone.")
     return 0 if max(plain_error, relay_error) < 1e-4 and relay.relayed > 0 else 1
 
 
