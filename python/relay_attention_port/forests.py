@@ -105,6 +105,10 @@ class Forest(Owner):
         self.block_size = block_size
         return self
 
+    def clear(self) -> "Forest":
+        """No requests, no segments; prompts that it kept pinned are let go."""
+        return self.set([0], [])
+
     def _span(self, span: Span, name: str, block_size: int, arrays: list[Any]) -> c.KvSpan:
         made = c.KvSpan(length=int32(span.length, f"{name}.length"))
         if span.layout == "paged":

@@ -102,6 +102,10 @@ class Plan(Owner):
         self._grow_workspace()
         return self
 
+    def drop(self) -> None:
+        """Lets go of the forest, and so of the prompts in it. The plan is as if it had never been built."""
+        self._borrowed = None
+
     @property
     def workspace_bytes(self) -> int:
         return int(self.lib.c.relay_plan_workspace_bytes(self.pointer))

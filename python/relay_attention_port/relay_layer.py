@@ -288,12 +288,17 @@ class RelayAttentionLayer:
 
     def _run(self, batch: Batch, step: "_Step", strategy: str) -> None:
         assert self._pool is not None
-        step.fill(self._forest, self._pool.num_blocks)
-        plan = self._plan(batch.query.dtype, batch.key.dtype, strategy).build(self._forest)
-        plan.run(batch.query, batch.output, key_pool=self._pool.key if self._pool.num_blocks else None,
-                 value_pool=self._pool.value if self._pool.num_blocks else None, contiguous=step.contiguous,
-                 alibi_slopes=self._alibi, sinks=self._sinks)
-        info = plan.info()
+        plan = self._plan(batch.query.dtype, batch.key.dtype, strategy)
+        try:
+            step.fill(self._forest, self._pool.num_blocks)
+            plan.build(self._forest).run(
+                batch.query, batch.output, key_pool=self._pool.key if self._pool.num_blocks else None,
+                value_pool=self._pool.value if self._pool.num_blocks else None, contiguous=step.contiguous,
+                alibi_slopes=self._alibi, sinks=self._sinks)
+            info = plan.info()
+        finally:  # prompts are pinned by requests, not by what was computed last
+            plan.drop()
+            self._forest.clear()
         self._counts["forwards"] += 1
         self._counts["relayed" if info.relay_segments else "plain"] += 1
         self._counts["tokens_saved"] += info.shared_tokens_saved

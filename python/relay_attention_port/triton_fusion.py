@@ -27,12 +27,11 @@ def _fuse_row(out, out_sys, lse_sys, out_usr, lse_usr,  # type: ignore[no-untype
     weight_a = tl.where(empty_a, 0.0, 1.0 / (1.0 + tl.exp(b - a)))
     weight_b = tl.where(empty_b, 0.0, 1.0 / (1.0 + tl.exp(a - b)))
     at = tl.arange(0, BLOCK)
-    inside = at < SIZE
     # An empty part is not read: there may be anything in it, NaN too.
-    x = tl.load(out_sys + token * sys_t + head * sys_h + at, mask=inside & (a != float("-inf")), other=0.0)
-    y = tl.load(out_usr + token * usr_t + head * usr_h + at, mask=inside & (b != float("-inf")), other=0.0)
+    x = tl.load(out_sys + token * sys_t + head * sys_h + at, mask=at < tl.where(empty_a, 0, SIZE), other=0.0)
+    y = tl.load(out_usr + token * usr_t + head * usr_h + at, mask=at < tl.where(empty_b, 0, SIZE), other=0.0)
     merged = weight_a * x.to(tl.float32) + weight_b * y.to(tl.float32)
-    tl.store(out + token * out_t + head * out_h + at, merged.to(out.dtype.element_ty), mask=inside)
+    tl.store(out + token * out_t + head * out_h + at, merged.to(out.dtype.element_ty), mask=at < SIZE)
 
 
 def fuse(out: Any, out_sys: Any, lse_sys: Any, out_usr: Any, lse_usr: Any) -> None:
