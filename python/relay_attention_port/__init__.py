@@ -10,7 +10,6 @@ for, vLLM by ``RelayAttentionBackend`` and ``RelayAttentionImpl``.
 from __future__ import annotations
 
 import importlib
-import importlib.util
 from typing import Any
 
 from .devices import Device, DeviceInfo, default_device
@@ -38,6 +37,4 @@ def __getattr__(name: str) -> Any:
         return importlib.import_module("importlib.metadata").version("relay-attention-port")
     if name not in _LATER:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    if _LATER[name] == "relay_attention_backend" and importlib.util.find_spec("vllm") is None:
-        raise ImportError(f"{name} needs vLLM 0.9.1: pip install 'relay-attention-port[vllm]'")
     return getattr(importlib.import_module(f".{_LATER[name]}", __name__), name)
