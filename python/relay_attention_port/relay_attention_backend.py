@@ -16,7 +16,9 @@ for _package in ("torch", "vllm"):
         raise ImportError(f"relay_attention_port.relay_attention_backend needs {_package}, which is not installed "
                           "(pip install 'relay-attention-port[vllm]')")
 try:
-    _module = import_module(adapter())
+    _name = adapter()
+    import_module("vllm")  # first, and whole: it imports the adapter itself when it looks for its platform
+    _module = import_module(_name)
 except VersionError as _error:
     raise ImportError(str(_error)) from _error
 

@@ -1,0 +1,45 @@
+"""What users can set, and what is said when they set something else."""
+import pytest
+
+from relay_attention_port.vllm import settings
+from relay_attention_port.vllm.settings import Settings, SettingsError, read
+
+
+def test_defaults():
+    assert read(None, {}) == read({}, {}) == read({"other": 1}, {}) == Settings()
+
+
+def test_config_and_environment():
+    assert read({"relay": {"min_prefix": 64, "max_groups": 2, "deterministic": True}}, {}) == Settings(
+        min_prefix=64, max_groups=2, deterministic=True)
+    variables = {"RELAY_VLLM_MIN_PREFIX": "128", "RELAY_VLLM_MAX_GROUPS": "3", "RELAY_VLLM_DETERMINISTIC": "1",
+                 "RELAY_VLLM_LOG_INTERVAL": "0.5"}
+    assert read({"relay": {"min_prefix": 64}}, variables) == Settings(min_prefix=128, max_groups=3, deterministic=True,
+                                                                       log_interval=0.5)
+    assert read({"relay": {"strategy": "relay"}}, {"RELAY_VLLM": "plain"}).strategy == "plain"
+
+
+@pytest.mark.parametrize("given, named", [
+    ({"min_prefix": 0}, "relay.min_prefix: 0"), ({"min_prefix": "64"}, "relay.min_prefix: '64'"),
+    ({"min_prefix": True}, "relay.min_prefix: True"), ({"max_groups": -1}, "relay.max_groups: -1"),
+    ({"max_depth": 65}, "relay.max_depth: 65"), ({"deterministic": 1}, "relay.deterministic: 1"),
+    ({"strategy": "fast"}, "relay.strategy: 'fast'"), ({"log_interval": -1}, "relay.log_interval: -1"),
+    ({"log_interval": float("nan")}, "relay.log_interval: nan"), ({"min_prefx": 1}, "relay.min_prefx: not known"),
+    ([1], r"relay: \[1\]"), ("on", "relay: 'on'"), ({"max_groups": 2**40}, "relay.max_groups: 1099511627776")])
+def test_refused(given, named):
+    with pytest.raises(SettingsError, match="^" + named):
+        read({"relay": given}, {})
+
+
+@pytest.mark.parametrize("variable, value", [
+    ("RELAY_VLLM_MIN_PREFIX", "many"), ("RELAY_VLLM_MAX_GROUPS", ""), ("RELAY_VLLM_DETERMINISTIC", "perhaps"),
+    ("RELAY_VLLM_LOG_INTERVAL", "soon"), ("RELAY_VLLM", "maybe")])
+def test_refused_variable(variable, value):
+    with pytest.raises(SettingsError, match=f"^{variable}: '{value}'"):
+        read({}, {variable: value})
+
+
+def test_modes():
+    assert [settings.mode({"RELAY_VLLM": text}) for text in ("", "1", "on", "ON", "0", "off", "plain")] == [
+        "on", "on", "on", "on", "off", "off", "plain"]
+    assert settings.mode({}) == "on"
