@@ -55,7 +55,8 @@ typedef struct relayi_cuda_header {
     int32_t num_tall; /* units at the start of their room; the others lie at its end */
     uint32_t next; /* work handed out beyond the grid's first; back at 0 when a run is done */
     uint32_t next_flat; /* the same of FLAT units, if a kernel counts them by themselves */
-    int32_t reserved[3];
+    int32_t reserved;
+    uint64_t arrived; /* blocks that have finished their units, over all runs of the list: only grows */
 } relayi_cuda_header;
 
 /* Tokens [begin, end) of a span whose first token is at global position `start`; begin is a multiple
@@ -128,6 +129,8 @@ typedef struct relayi_cuda_attend {
     const void *host_list;           /* pinned */
     size_t list_bytes;               /* 0: the workspace holds the list already */
     int32_t max_rows;                /* rows that the merge is launched for */
+    int32_t query_rows;              /* of the query tensor */
+    size_t used_bytes;               /* of the list, worth reading ahead */
     int32_t max_work;                /* units * kv heads, at most */
     int32_t split_merge;             /* 1: eight warps merge a (row, head) */
     relayi_cuda_kernel kernel;

@@ -694,7 +694,8 @@ static bool few_rows(const builder *b) {
 
 /* Plain attention alone is faster on the general kernel, whose blocks have twice the warps for it. */
 static bool relays(const builder *b) {
-    if (b->cuda->bounded) return b->plan->options.strategy != RELAY_STRATEGY_PLAIN;
+    relay_strategy strategy = b->plan->options.strategy;
+    if (b->cuda->bounded || strategy == RELAY_STRATEGY_RELAY) return strategy != RELAY_STRATEGY_PLAIN;
     for (int32_t s = 0; s < b->content->num_segments; s++)
         if (relay_pays(b, s)) return true;
     return false;

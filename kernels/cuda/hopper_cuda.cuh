@@ -1,31 +1,37 @@
 /* The Hopper kernel and its launch: one persistent block a multiprocessor, prompt and user part side
- * by side.  hopper_layout.cuh says who does what. */
+ * by side, then the merge of all parts.  hopper_layout.cuh says who does what. */
 #ifndef RELAY_HOPPER_CUDA_CUH
 #define RELAY_HOPPER_CUDA_CUH
 
 #include "attend_cuda.cuh"
+#include "hopper_merge.cuh"
 #include "hopper_prompt.cuh"
 #include "hopper_user.cuh"
 
 template <int D> DEVICE void prepare_block(const hopper_params &p, const hopper_block<D> &b) {
     using S = hopper_sizes<D>;
-    if (threadIdx.x != 0) return;
-    prefetch_map(&p.pool[0]);
-    prefetch_map(&p.pool[1]);
-    for (int i = 0; i < S::slots; i++) {
-        barrier_init(b.full(i), 1);
-        barrier_init(b.empty(i), HOPPER_CONSUMERS * 4);
+    constexpr int user_first = 2 * S::slots + 2 * HOPPER_UNIT_QUEUE;
+    int i = threadIdx.x;
+    if (i < S::num_barriers) {
+        bool emptied = (i >= S::slots && i < 2 * S::slots) || (i >= 2 * S::slots + HOPPER_UNIT_QUEUE && i < user_first);
+        barrier_init(b.barrier(i), emptied ? HOPPER_CONSUMERS * 4 : 1);
+        barriers_ready();
     }
-    for (int i = 0; i < HOPPER_UNIT_QUEUE; i++) {
-        barrier_init(b.unit_full(i), 1);
-        barrier_init(b.unit_empty(i), HOPPER_CONSUMERS * 4);
+    if (i >= 128 && i < 128 + S::slots) *b.tag(i - 128) = 0xFFFFFFFFu;
+    if (i >= 256 && i < 258) prefetch_map(&p.pool[i - 256]);
+}
+
+/* The block's share of the list and of the queries into the second-level cache: all else waits for them, and
+ * they would wait behind the first megabytes of K and V. */
+template <int D> DEVICE void prefetch_first(const hopper_params &p) {
+    uint32_t lane = threadIdx.x % 32, first = blockIdx.x * 32 + lane, step = gridDim.x * 32, lines = D * 2 / 128;
+    for (uint32_t i = first; i < p.list_lines; i += step) prefetch_line(static_cast<const char *>(p.list) + i * 128);
+    uint32_t all = static_cast<uint32_t>(p.query_rows) * p.heads * lines;
+    for (uint32_t i = first; i < all; i += step) {
+        uint32_t pair = i / lines;
+        const uint16_t *row = static_cast<const uint16_t *>(p.query) + pair / p.heads * p.query_row + pair % p.heads * p.query_head;
+        prefetch_line(row + i % lines * 64);
     }
-    for (int w = 0; w < HOPPER_USER_WARPS; w++)
-        for (int i = 0; i < S::user_stages; i++) {
-            barrier_init(b.user_full(w, i), 1);
-            barrier_init(b.user_empty(w, i), 1);
-        }
-    barriers_ready();
 }
 
 template <typename T, int D>
@@ -33,20 +39,22 @@ __global__ void __launch_bounds__(HOPPER_THREADS, 1) attend_hopper(const __grid_
     extern __shared__ __align__(1024) char hopper_shared[];
     hopper_block<D> b(hopper_shared);
     prepare_block<D>(p, b);
-    start_dependents();
     __syncthreads();
     int group = threadIdx.x / 128;
     if (group < HOPPER_CONSUMERS) {
         registers_more<176>();
         consume<T, D>(p, b);
+        finish<D>(p, hopper_shared);
     } else if (group == HOPPER_CONSUMERS) {
         registers_fewer<112>();
         attend_users<T, D>(p, b, threadIdx.x % 128 / 32);
+        finish<D>(p, hopper_shared);
     } else {
         registers_fewer<48>();
         int warp = threadIdx.x % 128 / 32, lane = threadIdx.x % 32;
         if (warp == 0) produce<D>(p, b);
-        else if (warp < 3 && lane < 2) feed_users<D>(p, b, (warp - 1) * 2 + lane);
+        else if (warp == 3) prefetch_first<D>(p);
+        else if (lane < 2) feed_users<D>(p, b, (warp - 1) * 2 + lane);
     }
 }
 
@@ -123,12 +131,24 @@ static cudaError_t launch_hopper(const relayi_cuda_attend *call, int multiproces
     hopper_params p = {};
     static_cast<relayi_cuda_params &>(p) = call->params;
     p.flat_slots = multiprocessors * HOPPER_USER_WARPS;
+    p.query_rows = call->query_rows;
+    p.output_f16 = call->output_dtype == RELAY_F16;
+    p.list_lines = static_cast<uint32_t>(call->used_bytes / 128);
     cudaError_t error = make_maps<D>(call, &p);
     if (error == cudaSuccess)
         error = cudaFuncSetAttribute(attend_hopper<T, D>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
     if (error != cudaSuccess) return error;
-    attend_hopper<T, D><<<multiprocessors, HOPPER_THREADS, bytes, stream>>>(p);
-    return cudaGetLastError();
+    cudaLaunchAttribute together = {}; /* blocks wait for each other: all run at once, or none */
+    together.id = cudaLaunchAttributeCooperative;
+    together.val.cooperative = 1;
+    cudaLaunchConfig_t config = {};
+    config.gridDim = static_cast<unsigned>(multiprocessors);
+    config.blockDim = HOPPER_THREADS;
+    config.dynamicSmemBytes = bytes;
+    config.stream = stream;
+    config.attrs = &together;
+    config.numAttrs = 1;
+    return cudaLaunchKernelEx(&config, attend_hopper<T, D>, p);
 }
 
 #define RELAY_CUDA_HOPPER(D)                                                                                        \

@@ -4,6 +4,7 @@
  *     warps 8-11       user part: each warp alone, mma.sync with swapped operands, up to 8 stacked rows
  *     warp 12          fills the prompt's ring by tensor maps
  *     warps 13, 14     two lanes each fill the user warps' rings
+ *     warp 15          asks for the list and the queries before anything else crowds memory
  *
  * K and V lie in shared memory in blocks of 8 tokens x 64 dims (1024 bytes, 128-byte swizzle), the
  * blocks of one group of 8 tokens side by side: what one copy of a page leaves there is what wgmma,
@@ -25,6 +26,9 @@ enum {
 /* K and V of the pool and of contiguous tensors as the copy engine sees them. */
 struct hopper_params : relayi_cuda_params {
     int32_t flat_slots; /* warps of the grid that take user units */
+    int32_t query_rows; /* of the caller's tensor */
+    uint32_t list_lines; /* of 128 bytes that may be in use */
+    int32_t output_f16;  /* else bf16 */
     CUtensorMap pool[2];
     CUtensorMap spans[RELAYI_CUDA_HOPPER_CONTIGUOUS][2];
 };
@@ -34,9 +38,9 @@ template <int D> struct hopper_sizes {
     static constexpr int group = halves * 1024;            /* bytes of 8 tokens */
     static constexpr int page = 2 * group;
     static constexpr int slot = HOPPER_TILE / 8 * group;   /* K or V of a tile */
-    static constexpr int slots = D == 128 ? 4 : 8;
+    static constexpr int slots = D == 128 ? 5 : 8;
     static constexpr int query = 64 * D * 2;               /* of one consumer */
-    static constexpr int user_stages = D == 128 ? 3 : 6;
+    static constexpr int user_stages = D == 128 ? 2 : 6;
     static constexpr int user_units = D == 128 ? 4 : 8;    /* being computed or fetched; stages + 1 at least */
     static constexpr int user_ring = user_stages * 2 * page; /* of one warp */
     static constexpr int ring_at = 0, query_at = slots * slot;
@@ -45,7 +49,8 @@ template <int D> struct hopper_sizes {
     static constexpr int num_barriers = 2 * slots + 2 * HOPPER_UNIT_QUEUE + 2 * HOPPER_USER_WARPS * user_stages;
     static constexpr int units_at = barriers_at + (num_barriers * 8 + 63) / 64 * 64;
     static constexpr int stats_at = units_at + HOPPER_UNIT_QUEUE * 128;
-    static constexpr int user_units_at = stats_at + 64 * 8;
+    static constexpr int tags_at = stats_at + 64 * 8;
+    static constexpr int user_units_at = tags_at + 64;
     static constexpr int user_pages_at = user_units_at + HOPPER_USER_WARPS * user_units * 64;
     static constexpr int bytes = user_pages_at + HOPPER_USER_WARPS * user_stages * 16;
     static_assert(bytes <= 227 * 1024, "a block's shared memory");
@@ -62,6 +67,8 @@ template <int D> struct hopper_block {
     DEVICE uint32_t query(int consumer) const { return at + S::query_at + consumer * S::query; }
     DEVICE uint32_t user(int warp, int stage) const { return at + S::user_at + warp * S::user_ring + stage * 2 * S::page; }
     DEVICE uint32_t barrier(int i) const { return at + S::barriers_at + i * 8; }
+    /* Number, since the kernel's start, of what a slot is being filled with. */
+    DEVICE volatile uint32_t *tag(uint32_t slot) const { return reinterpret_cast<uint32_t *>(memory + S::tags_at) + slot; }
     DEVICE uint32_t full(uint32_t slot) const { return barrier(slot); }
     DEVICE uint32_t empty(uint32_t slot) const { return barrier(S::slots + slot); }
     DEVICE uint32_t unit_full(int i) const { return barrier(2 * S::slots + i); }

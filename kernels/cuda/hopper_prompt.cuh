@@ -43,10 +43,14 @@ DEVICE page_place page_of(const hopper_params &p, const relayi_cuda_piece &piece
 
 template <int D> struct ring_writer {
     using S = hopper_sizes<D>;
-    uint32_t slot = 0, phase = 0; /* of the next slot to fill */
+    uint32_t slot = 0, phase = 0, number = 0; /* of the next slot to fill */
 
-    DEVICE void wait(const hopper_block<D> &b) const { barrier_wait(b.empty(slot), phase ^ 1); }
+    DEVICE void wait(const hopper_block<D> &b) const {
+        barrier_wait(b.empty(slot), phase ^ 1);
+        if (threadIdx.x % 32 == 0) *b.tag(slot) = number;
+    }
     DEVICE void next() {
+        number++;
         if (++slot == S::slots) {
             slot = 0;
             phase ^= 1;
@@ -54,9 +58,15 @@ template <int D> struct ring_writer {
     }
 };
 
+/* All blocks ask for their first tiles at once, and memory serves all requests evenly: a ring that is filled
+ * in one go has its first tile as late as its last.  Units of so many tiles wait for the first before they ask
+ * for more. */
+#define SLOW_START 4
+
 template <int D>
 DEVICE void fill_unit(const hopper_params &p, const hopper_block<D> &b, const relayi_cuda_piece &piece, int kv_head,
                       ring_order order, ring_writer<D> &writer, uint64_t policy) {
+    bool slow = writer.number == 0 && order.tiles >= SLOW_START;
     page_place now = page_of(p, piece, piece.begin), last = {}, before = {}; /* tiles j, j - 1, j - 2 */
 #pragma unroll 1
     for (int j = 0; j < order.tiles + order.step; j++) {
@@ -65,6 +75,7 @@ DEVICE void fill_unit(const hopper_params &p, const hopper_block<D> &b, const re
         if (j < order.tiles) {
             writer.wait(b);
             fill_slot<D>(p, b, piece, kv_head, 0, token, now, writer.slot, policy);
+            if (slow && j == 0) barrier_wait(b.full(writer.slot), 0);
             writer.next();
         }
         if (j >= order.step) {
@@ -125,6 +136,11 @@ template <int D> struct ring_reader {
     uint32_t base; /* slots used by units before */
 
     DEVICE uint32_t slot(uint32_t number) const { return (base + number) % hopper_sizes<D>::slots; }
+    /* A consumer that takes turns does not see every filling of a slot, and a phase alone would not tell it
+     * the filling it waits for from the one before the last. */
+    DEVICE void wait_tag(const hopper_block<D> &b, uint32_t number) const {
+        while (*b.tag(slot(number)) != base + number) continue;
+    }
     DEVICE void wait(const hopper_block<D> &b, uint32_t number) const {
         barrier_wait(b.full(slot(number)), (base + number) / hopper_sizes<D>::slots & 1);
     }
@@ -261,6 +277,7 @@ DEVICE void attend_prompt(const hopper_params &p, const hopper_block<D> &b, cons
     state.max[0] = state.max[1] = -CUDART_INF_F;
     state.sum[0] = state.sum[1] = 0.0f;
     if (tile >= order.tiles) return;
+    if (order.step == 2) ring.wait_tag(b, order.key(tile));
     ring.wait(b, order.key(tile));
     start_scores<T, D>(s, query, b.ring(ring.slot(order.key(tile))));
     products_wait<0>();
@@ -272,10 +289,14 @@ DEVICE void attend_prompt(const hopper_params &p, const hopper_block<D> &b, cons
 #pragma unroll 1
     for (int next = tile + order.step; next < order.tiles; tile = next, next += order.step) {
         uint32_t key = order.key(next), value = order.value(tile);
+        if (order.step == 2) ring.wait_tag(b, key);
         ring.wait(b, key);
-        start_scores<T, D>(s, query, b.ring(ring.slot(key)));
+        if (order.step == 2) ring.wait_tag(b, value);
         ring.wait(b, value);
+        if (order.step == 1) meet(4 + consumer, 256); /* the other consumer has started its products */
+        start_scores<T, D>(s, query, b.ring(ring.slot(key)));
         start_values<T, D>(state, weights, b.ring(ring.slot(value)));
+        if (order.step == 1) pass(5 - consumer, 256);
         products_wait<1>();
         pin_registers(s);
         ring.release(b, key, share);
@@ -290,6 +311,7 @@ DEVICE void attend_prompt(const hopper_params &p, const hopper_block<D> &b, cons
         pack_weights<T>(s, weights);
     }
     uint32_t value = order.value(tile), slot = ring.slot(value);
+    if (order.step == 2) ring.wait_tag(b, value);
     ring.wait(b, value);
     if (tokens - tile * HOPPER_TILE < HOPPER_TILE) clear_tail<D>(b, slot, tokens - tile * HOPPER_TILE, consumer);
     start_values<T, D>(state, weights, b.ring(slot));
@@ -363,9 +385,11 @@ DEVICE void store_prompt(const hopper_params &p, const relayi_cuda_unit &unit, i
 
 template <typename T, int D> DEVICE void consume(const hopper_params &p, const hopper_block<D> &b) {
     using S = hopper_sizes<D>;
-    int consumer = threadIdx.x / 128;
+    int consumer = uniform(threadIdx.x / 128);
     ring_reader<D> ring = {0};
     prompt_state<D> state;
+    /* the consumers' products take turns, so that one weighs while the other multiplies; the first begins */
+    if (consumer == 1) pass(4, 256);
 #pragma unroll 1
     for (uint32_t i = 0;; i++) {
         int entry = i % HOPPER_UNIT_QUEUE;
@@ -374,7 +398,7 @@ template <typename T, int D> DEVICE void consume(const hopper_params &p, const h
         const relayi_cuda_unit &unit = from->unit;
         int kv_head = from->kv_head;
         if (kv_head < 0) break;
-        ring_order order = {from->tiles, unit.rows > 64 ? 1 : 2};
+        ring_order order = {uniform(from->tiles), uniform(unit.rows > 64 ? 1 : 2)};
         int first = order.step == 1 ? consumer * 64 : 0;
         load_prompt_queries<T, D>(p, unit, kv_head, first, b.memory + S::query_at + consumer * S::query);
         meet(1 + consumer, 128);

@@ -36,6 +36,14 @@ DEVICE void barriers_ready() { asm volatile("fence.mbarrier_init.release.cluster
 /* `threads` threads of the block, by number. */
 DEVICE void meet(int number, int threads) { asm volatile("bar.sync %0, %1;" ::"r"(number), "r"(threads) : "memory"); }
 
+/* Counts as `threads` do, but does not wait. */
+DEVICE void pass(int number, int threads) { asm volatile("bar.arrive %0, %1;" ::"r"(number), "r"(threads) : "memory"); }
+
+/* The same in all lanes: says so to the compiler. */
+DEVICE int uniform(int x) { return static_cast<int>(__reduce_or_sync(0xFFFFFFFF, static_cast<unsigned>(x))); }
+
+DEVICE void prefetch_line(const void *at) { asm volatile("prefetch.global.L2 [%0];" ::"l"(at)); }
+
 /* Ordinary stores to shared memory before it are seen by the copy engine and by wgmma after it. */
 DEVICE void fence_async() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 

@@ -266,31 +266,62 @@ template <int D> DEVICE void weigh_page(float (&s)[4], float unit, user_state<D>
     }
 }
 
-template <typename T, int D>
-DEVICE void attend_page(const hopper_params &p, char *memory, const user_page &page, int position,
-                        const user_query<D> &query, user_state<D> &state) {
-    using S = hopper_sizes<D>;
-    int lane = threadIdx.x % 32;
-    uint32_t row = lane % 8, keys = shared_address(memory) + lane / 8 % 2 * S::group + row * 128;
-    uint32_t values = shared_address(memory) + S::page + lane / 16 * S::group + row * 128;
-    float even[4] = {}, odd[4] = {}, s[4];
+/* Four fragments of 16 x 16 at `at` + `offset[i]`; loaded together, so that their latencies overlap. */
+struct user_fragments {
+    uint32_t a[4][4];
+
+    template <bool TRANSPOSED> DEVICE void load(uint32_t at, const uint32_t (&offset)[4]) {
 #pragma unroll
-    for (int k = 0; k < D / 16; k++) {
-        uint32_t a[4];
-        load_matrices(a, keys + k / 4 * 1024 + ((k % 4 * 2 + lane / 16) ^ row) * 16);
-        half_ops<T>::mma(k % 2 ? odd : even, a, query.pairs[k][0], query.pairs[k][1]);
+        for (int i = 0; i < 4; i++) {
+            if constexpr (TRANSPOSED) load_transposed(a[i], at + offset[i]);
+            else load_matrices(a[i], at + offset[i]);
+        }
     }
+};
+
+/* Where a lane's addresses of a page lie: its row of a block, and the four chunks of 64 dims swizzled. */
+template <int D> struct user_lane {
+    uint32_t key, value, key_offset[4], value_offset[4];
+
+    DEVICE user_lane() {
+        uint32_t lane = threadIdx.x % 32, row = lane % 8;
+        key = lane / 8 % 2 * hopper_sizes<D>::group + row * 128;
+        value = hopper_sizes<D>::page + lane / 16 * hopper_sizes<D>::group + row * 128;
 #pragma unroll
-    for (int i = 0; i < 4; i++) s[i] = even[i] + odd[i];
-    if (!(page.flags & USER_PAGE_FULL)) mask_page<T, D>(memory + S::page, page, position, s, state);
-    weigh_page<D>(s, p.scale * LOG2E, state);
+        for (uint32_t i = 0; i < 4; i++) {
+            key_offset[i] = ((i * 2 + lane / 16) ^ row) * 16;
+            value_offset[i] = ((i * 2 + lane / 8 % 2) ^ row) * 16;
+        }
+    }
+};
+
+/* s = tokens x rows. */
+template <typename T, int D>
+DEVICE void score_page(uint32_t at, const user_lane<D> &lane, const user_query<D> &query, float (&s)[4]) {
+    float sums[4][4] = {};
+    user_fragments part[D / 64];
+#pragma unroll
+    for (int h = 0; h < D / 64; h++) part[h].template load<false>(at + lane.key + h * 1024, lane.key_offset);
+#pragma unroll
+    for (int h = 0; h < D / 64; h++)
+#pragma unroll
+        for (int i = 0; i < 4; i++)
+            half_ops<T>::mma(sums[i], part[h].a[i], query.pairs[h * 4 + i][0], query.pairs[h * 4 + i][1]);
+#pragma unroll
+    for (int i = 0; i < 4; i++) s[i] = (sums[0][i] + sums[1][i]) + (sums[2][i] + sums[3][i]);
+}
+
+/* Adds weights x values. */
+template <typename T, int D>
+DEVICE void add_page(uint32_t at, const user_lane<D> &lane, const float (&s)[4], user_state<D> &state) {
+    user_fragments part[D / 64];
+#pragma unroll
+    for (int h = 0; h < D / 64; h++) part[h].template load<true>(at + lane.value + h * 1024, lane.value_offset);
     uint32_t low = transpose_pairs(half_ops<T>::pack(s[0], s[1])), high = transpose_pairs(half_ops<T>::pack(s[2], s[3]));
 #pragma unroll
-    for (int m = 0; m < D / 16; m++) {
-        uint32_t a[4];
-        load_transposed(a, values + m / 4 * 1024 + ((m % 4 * 2 + lane / 8 % 2) ^ row) * 16);
-        half_ops<T>::mma(state.acc[m], a, low, high);
-    }
+    for (int h = 0; h < D / 64; h++)
+#pragma unroll
+        for (int i = 0; i < 4; i++) half_ops<T>::mma(state.acc[h * 4 + i], part[h].a[i], low, high);
 }
 
 template <int D> DEVICE void store_user(const relayi_cuda_params &p, const user_rows &of, user_state<D> &state) {
@@ -314,7 +345,8 @@ template <int D> DEVICE void store_user(const relayi_cuda_params &p, const user_
 
 template <typename T, int D> DEVICE void attend_users(const hopper_params &p, const hopper_block<D> &b, int warp) {
     using S = hopper_sizes<D>;
-    user_query<D> query, coming;
+    const user_lane<D> lane;
+    user_query<D> query;
     user_state<D> state;
     user_rows rows = {0, 0, -1};
     int stage = 0, done = 0;
@@ -332,18 +364,22 @@ template <typename T, int D> DEVICE void attend_users(const hopper_params &p, co
         user_page page = user_pages(b, warp)[stage];
         if (page.flags & USER_PAGE_END) return;
         bool last = page.flags & USER_PAGE_LAST, more = page.flags & USER_PAGE_MORE;
-        if (more) {
+        uint32_t at = b.user(warp, stage);
+        float s[4];
+        score_page<T, D>(at, lane, query, s);
+        if (more) { /* the queries are done with: the next unit's are on their way while the rest is computed */
             const relayi_cuda_unit *unit = user_unit(b, warp, done + 1);
-            load_user_query<D>(p, *unit, unit->shape, coming);
+            load_user_query<D>(p, *unit, unit->shape, query);
         }
-        attend_page<T, D>(p, b.memory + (b.user(warp, stage) - b.at), page, rows.position, query, state);
+        if (!(page.flags & USER_PAGE_FULL)) mask_page<T, D>(b.memory + (at - b.at) + S::page, page, rows.position, s, state);
+        weigh_page<D>(s, p.scale * LOG2E, state);
+        add_page<T, D>(at, lane, s, state);
         if (last) {
             store_user<D>(p, rows, state);
             if (!more) return;
             state.clear();
             const relayi_cuda_unit *unit = user_unit(b, warp, ++done);
             rows = rows_of(p, *unit, unit->shape);
-            query = coming;
         }
         __syncwarp();
         if (threadIdx.x % 32 == 0) barrier_arrive(b.user_empty(warp, stage), 1);

@@ -117,7 +117,8 @@ relay_status attend(const relayi_cuda_attend *call, relayi_cuda_error *to) {
         error = cudaMemcpyAsync(call->params.list, call->host_list, call->list_bytes, cudaMemcpyHostToDevice, stream);
     if (error != cudaSuccess) return say(to, "copying the work list", error);
     status = say(to, "launching attention", launch_attend(call, multiprocessors, stream));
-    return status != RELAY_OK ? status : say(to, "launching the merge", relayi_cuda_merge(call, major, stream));
+    if (status != RELAY_OK || call->kernel == RELAYI_CUDA_HOPPER) return status; /* that one merges by itself */
+    return say(to, "launching the merge", relayi_cuda_merge(call, major, stream));
 }
 
 relay_status write(const relayi_cuda_write *call, relayi_cuda_error *to) {

@@ -74,12 +74,14 @@ static bool fetch(replay *r, char *output, char *lse) {
 /* The answer by a plan that was made for this batch alone. */
 static bool answer(replay *r, variant *v) {
     relay_plan *plan = NULL;
+    relay_plan_options options = relay_plan_options_defaults();
     relay_run_args args;
+    options.strategy = RELAY_STRATEGY_RELAY; /* so that both plans choose the same kernel */
     v->output = malloc(r->host.output.buffer.bytes);
     v->lse = malloc(r->host.lse.buffer.bytes);
     bool ok = v->output != NULL && v->lse != NULL &&
               chk_ok(r->c, "relay_forest_set", relay_forest_set(r->forest, &v->desc)) &&
-              chk_ok(r->c, "relay_plan_create", relay_plan_create(r->lab->device, &r->host.plain->attention, NULL, &plan)) &&
+              chk_ok(r->c, "relay_plan_create", relay_plan_create(r->lab->device, &r->host.plain->attention, &options, &plan)) &&
               chk_ok(r->c, "relay_plan_build", relay_plan_build(plan, r->forest)) &&
               cuda_world_args(r->c, &r->world, plan, &args) && cuda_world_reset(r->c, &r->world) &&
               chk_ok(r->c, "relay_run", relay_run(plan, &args)) && fetch(r, v->output, v->lse);
@@ -89,6 +91,7 @@ static bool answer(replay *r, variant *v) {
 
 static relay_plan_options bounds_of(const replay *r) {
     relay_plan_options options = relay_plan_options_defaults();
+    options.strategy = RELAY_STRATEGY_RELAY;
     options.max_requests = MOST_REQUESTS;
     options.max_rows = (int32_t)chk_total_rows(r->host.plain);
     options.max_depth = 1;
