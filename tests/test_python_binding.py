@@ -32,7 +32,8 @@ def floats(seed, *shape):
 
 
 def cache_of(device, **options):
-    return PromptCache(device, **{**dict(num_layers=1, num_kv_heads=KV_HEADS, head_dim=SIZE, kv_dtype="f32"), **options})
+    usual = dict(num_layers=1, num_kv_heads=KV_HEADS, head_dim=SIZE, kv_dtype="f32")
+    return PromptCache(device, **{**usual, **options})
 
 
 def add_prompt(cache, key, count, seed=0):
@@ -234,7 +235,7 @@ def test_cache_write_and_pages_to_prompt(device):
     (dict(layer=0.5), errors.InvalidArgumentError, "layer: 0.5"),
     (dict(lse=np.empty((2, HEADS))), errors.BadDtypeError, "lse"),
     (dict(alibi_slopes=np.ones(3)), errors.BadShapeError, "alibi_slopes"),
-    (dict(output=np.broadcast_to(np.float32(0), (2, HEADS, SIZE))), errors.InvalidArgumentError, "output: is read-only"),
+    (dict(output=np.broadcast_to(np.float32(0), (2, HEADS, SIZE))), errors.InvalidArgumentError, "is read-only"),
 ])
 def test_run_refuses(device, change, kind, named):
     plan, run, *_ = small_step(device)

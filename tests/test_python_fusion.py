@@ -14,6 +14,7 @@ from relay_attention_port import errors, relay_fusion, relayattn_ops_v091
 torch = pytest.importorskip("torch")
 BACKENDS = ["native", pytest.param("triton", marks=pytest.mark.skipif(
     importlib.util.find_spec("triton") is None, reason="Triton is not installed"))]
+pytestmark = pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")  # numpy, for the interpreter
 INF, NAN = float("inf"), float("nan")
 
 

@@ -23,9 +23,9 @@ from .relayattn_ops_v091 import relay_fusion
 from .tensor_view import TensorView, tensor_view
 
 __all__ = ["Attention", "Device", "DeviceInfo", "Forest", "LibraryLoadError", "Plan", "PlanInfo", "Prompt",
-           "PromptCache", "PromptCacheStats", "RelayAttentionBackend", "RelayAttentionImpl",
-           "RelayAttentionIntegration", "RelayConfig", "RelayError", "RelayInfo", "RelayMetadata", "Segment", "Span",
-           "TensorView", "cache_write", "default_device", "fuse", "relay_fusion", "run", "tensor_view"]
+           "PromptCache", "PromptCacheStats", "RelayAttentionIntegration", "RelayConfig", "RelayError", "RelayInfo",
+           "RelayMetadata", "Segment", "Span", "TensorView", "cache_write", "default_device", "fuse", "relay_fusion",
+           "run", "tensor_view"]
 
 # Imported when they are asked for: the example runs as a program of its own, the others need vLLM.
 _LATER = {"RelayAttentionIntegration": "integration_example", "RelayAttentionBackend": "relay_attention_backend",

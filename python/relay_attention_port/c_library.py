@@ -121,7 +121,8 @@ class Library:
         for name, (result, arguments) in _GETTERS.items():
             getattr(self.c, name).argtypes = arguments
             getattr(self.c, name).restype = result
-        self._fill = {}
+        self._fill: dict[type[ctypes.Structure], Any] = {}
+        self._filled: dict[type[ctypes.Structure], bytes] = {}
         for name, struct in c.DEFAULTS.items():
             # What a larger structure of a newer library would write beyond ours must have a place to go.
             padded = type("Padded", (ctypes.Structure,), {"_fields_": [("it", struct), ("rest", c_int64 * 128)]})
@@ -134,14 +135,16 @@ class Library:
         if tuple(int(part) for part in re.findall(r"\d+", self.version)[:2]) != VERSION:
             raise LibraryLoadError(f"{self.path} is version {self.version}; this package needs {wanted}")
         for struct, function in self._fill.items():
-            size, mine = function().it.struct_size, ctypes.sizeof(struct)
+            filled = function().it
+            size, mine = filled.struct_size, ctypes.sizeof(struct)
             if size != mine:
                 raise LibraryLoadError(f"{self.path}: {struct.__doc__} has {size} bytes there, {mine} here: "
                                        "it is another build than this package was written for")
+            self._filled[struct] = bytes(filled)
 
     def defaults(self, struct: type[_Struct]) -> _Struct:
         """A structure filled by the library's ``_defaults`` function."""
-        return struct.from_buffer_copy(self._fill[struct]().it)
+        return struct.from_buffer_copy(self._filled[struct])
 
     def call(self, function: Any, *arguments: Any) -> None:
         """Calls a function that returns a status; raises the status's exception."""

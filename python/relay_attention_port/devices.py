@@ -48,6 +48,7 @@ class Device(Owner):
         if kind not in _KINDS:
             raise InvalidArgumentError(f"kind: {kind!r}, expected 'cpu' or 'cuda'")
         self.kind, self.index = kind, int32(index, "index")
+        self.place = (kind, self.index)
         self.lib = library()
         options = self.lib.defaults(c.DeviceOptions)
         options.kind = _KINDS[kind]
@@ -72,7 +73,7 @@ class Device(Owner):
 
     def check_here(self, view: TensorView, name: str) -> TensorView:
         """Raises WrongDeviceError for a tensor that lies elsewhere."""
-        if view.device[0] != self.kind or view.device[1] != self.index:
+        if view.device != self.place:
             raise WrongDeviceError(f"{name}: on {view.device[0]}:{view.device[1]}, expected {self.kind}:{self.index}")
         return view
 
