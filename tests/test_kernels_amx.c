@@ -315,9 +315,6 @@ static void describe(char *text, size_t size, const kernel_case *k, const shape 
 
 /* ---- checks */
 
-/* An infinite value may come out of the split kernel as NaN: the lesser term of a probability can
- * be zero or negative. */
-
 static double worst_error[NUM_KERNELS], worst_lse[NUM_KERNELS];
 
 static void compare(const kernel_case *k, const problem *p, const state *st, double loosen) {
@@ -331,7 +328,7 @@ static void compare(const kernel_case *k, const problem *p, const state *st, dou
         else if (isfinite(lse)) lse_error = fmax(lse_error, fabs(lse - got_lse) / fmax(1.0, fabs(lse)));
         for (int32_t d = 0; d < s->dim; d++) {
             double got = sum == 0.0 ? (double)st->acc[r * s->dim + d] : (double)st->acc[r * s->dim + d] / sum;
-            if (isfinite(got) != isfinite(out[d]) || (isnan(got) != isnan(out[d]) && !k->split)) wrong_masks++;
+            if (isfinite(got) != isfinite(out[d]) || isnan(got) != isnan(out[d])) wrong_masks++;
             if (!isfinite(out[d])) continue;
             difference += (got - out[d]) * (got - out[d]);
             norm += out[d] * out[d];

@@ -49,7 +49,7 @@ RELAY_API relay_run_args relay_run_args_defaults(void);
 /* Computes one layer.  Allocates nothing and, on CUDA, synchronises nothing.
  * NaN in an input reaches the rows that see it.  So do infinities, as IEEE arithmetic has it: a
  * score of -INFINITY takes its token out of the row, one of +INFINITY makes the row NaN, a value
- * comes out as it is (on the CPU, float32 or f16 queries over bf16 K/V: perhaps as NaN).
+ * comes out as it is.
  * output and lse must not overlap any input or each other.  Two runs may go on at once with
  * different plans or different workspaces, outputs and the same plan.
  * Bitwise repeatable: always for the same plan on the same device with the same inputs;

@@ -131,7 +131,17 @@ void relayi_amx_key_tail(const amx_work *work, const uint16_t *key);
 void relayi_amx_gather_key(amx_work *work, const uint16_t *const *from, int32_t count, uint16_t *key);
 void relayi_amx_gather_value(amx_work *work, const uint16_t *const *from, int32_t count, uint16_t *value);
 
-/* ---- amx_clean.c: values that are not finite, where some rows may not see them */
+/* ---- amx_clean.c: what is not finite, where 0 or a lesser term may meet it */
+
+/* A tile of K: packed, or 4 times 16 rows, `stride` bytes apart. */
+typedef struct amx_keys {
+    const uint16_t *packed, *const *rows;
+    int64_t stride;
+} amx_keys;
+
+/* Scores of 64 tokens that are NaN as sums of several terms' products become what float32 makes of
+ * them; where there is one term there is nothing to do. */
+void relayi_amx_repair_scores(const amx_work *work, const amx_group *group, const amx_keys *keys, int32_t column);
 
 /* If the V tile has non-finite elements, writes it to `clean` with zeros in their place. */
 bool relayi_amx_clean_value(const uint16_t *value, int32_t head_dim, uint16_t *clean);

@@ -1,7 +1,10 @@
 /* A probability of zero does not hide a value that is NaN or infinite: 0 * NaN is NaN.  So where
  * a tile is not seen by all rows of a group, such values are taken out of it, and are added, one
- * by one, to the rows that see them.  Slow, and only for tiles that have any. */
+ * by one, to the rows that see them.  The same where numbers are sums of terms, since a lesser term
+ * may be zero or negative; there, scores that an infinite key made NaN are computed again as well.
+ * Slow, and only for tiles that have any. */
 #include <immintrin.h>
+#include <math.h>
 
 #include "amx_attend.h"
 
@@ -53,5 +56,41 @@ void relayi_amx_add_unclean(const amx_work *work, const amx_group *group, const 
         for (int32_t d = 0; d < work->dim; d++) {
             uint16_t half = value[relayi_v_offset(1, work->dim, n, d)];
             if (!is_finite(half)) add_element(work, group, widen(half), start, step, n, d);
+        }
+}
+
+/* ---- scores of queries that are sums of terms */
+
+static float key_element(const amx_keys *keys, int32_t n, int32_t d) {
+    if (keys->packed) return widen(keys->packed[relayi_k_offset(1, n, d)]);
+    const char *row = (const char *)keys->rows[n / AMX_ROWS] + n % AMX_ROWS * keys->stride;
+    return widen(((const uint16_t *)(const void *)row)[d]);
+}
+
+static float *score_at(const amx_work *work, const amx_keys *keys, int32_t row, int32_t column, int32_t n) {
+    float *tile = amx_score_tile(work, row / AMX_ROWS, column + n / AMX_ROWS);
+    int32_t r = row % AMX_ROWS, token = n % AMX_ROWS;
+    return keys->packed ? tile + r * AMX_ROWS + token : tile + token * AMX_ROWS + r;
+}
+
+static bool any_nan(const amx_work *work, const amx_group *group, int32_t column) {
+    __mmask16 found = 0;
+    for (int32_t b = 0; b < group->blocks; b++) {
+        const float *scores = amx_score_tile(work, b, column);
+        for (int32_t i = 0; i < RELAYI_TILE * AMX_ROWS; i += 16)
+            found |= _mm512_fpclass_ps_mask(_mm512_load_ps(scores + i), 0x81);
+    }
+    return found;
+}
+
+void relayi_amx_repair_scores(const amx_work *work, const amx_group *group, const amx_keys *keys, int32_t column) {
+    if (work->query_terms == 1 || !any_nan(work, group, column)) return;
+    for (int32_t row = 0; row < group->rows; row++)
+        for (int32_t n = 0; n < RELAYI_TILE; n++) {
+            float *score = score_at(work, keys, row, column, n), sum = 0.0f;
+            const float *query = work->args->query + (int64_t)(group->row + row) * work->dim;
+            if (!isnan(*score)) continue;
+            for (int32_t d = 0; d < work->dim; d++) sum += query[d] * key_element(keys, n, d);
+            *score = sum;
         }
 }

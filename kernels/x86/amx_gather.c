@@ -6,12 +6,17 @@
 
 /* ---- queries */
 
+/* x - term; an infinity is its term, and leaves nothing. */
+static __m512 rest_of(__m512 x, __m512 term) {
+    return _mm512_maskz_sub_ps((__mmask16)~_mm512_fpclass_ps_mask(term, 0x18), x, term);
+}
+
 /* 32 elements of a row as bf16; *rest, the same elements, loses what they took. */
 static __m512i next_term(float rest[32]) {
     __m512 low = _mm512_loadu_ps(rest), high = _mm512_loadu_ps(rest + 16);
     __m512i rounded = round_pair(low, high);
-    _mm512_storeu_ps(rest, _mm512_sub_ps(low, widen(_mm512_castsi512_si256(rounded))));
-    _mm512_storeu_ps(rest + 16, _mm512_sub_ps(high, widen(_mm512_extracti64x4_epi64(rounded, 1))));
+    _mm512_storeu_ps(rest, rest_of(low, widen(_mm512_castsi512_si256(rounded))));
+    _mm512_storeu_ps(rest + 16, rest_of(high, widen(_mm512_extracti64x4_epi64(rounded, 1))));
     return rounded;
 }
 

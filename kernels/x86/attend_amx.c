@@ -116,14 +116,15 @@ static token_span visible_span(const amx_work *work, const amx_group *group, tok
     return super;
 }
 
-/* acc += P V, where value[] are the tiles' V: what not all rows see is cleaned first. */
+/* acc += P V, where value[] are the tiles' V.  What not all rows see, or P's terms do not meet alike, is
+ * cleaned first. */
 static void add_values(amx_work *work, const amx_group *group, token_span span, const uint16_t *const *value) {
     const uint16_t *used[AMX_SUPER] = {0};
     bool unclean[AMX_SUPER];
     for (int32_t t = 0; t < span.tiles; t++) {
         uint16_t *clean = work->clean + t * relayi_tile_elements(work->dim);
-        unclean[t] = !tile_open(work, group, span.start + t * RELAYI_TILE) &&
-                     relayi_amx_clean_value(value[t], work->dim, clean);
+        bool alike = work->prob_terms == 1 && tile_open(work, group, span.start + t * RELAYI_TILE);
+        unclean[t] = !alike && relayi_amx_clean_value(value[t], work->dim, clean);
         used[t] = unclean[t] ? clean : value[t];
     }
     relayi_amx_values(work, group, used, span.tiles);
@@ -152,6 +153,7 @@ static void attend_packed_group(amx_work *work, const amx_group *group, token_sp
         value[t] = packed_tile(work, work->args->kv.value, start);
         if (work->dim % AMX_DEPTH) relayi_amx_key_tail(work, key);
         relayi_amx_scores(work, group, key, 4 * t);
+        relayi_amx_repair_scores(work, group, &(amx_keys){.packed = key}, 4 * t);
         if (work->transform) relayi_amx_transform(work, group, start, 4 * t);
         if (!tile_open(work, group, start)) relayi_amx_mask(work, group, start, 4 * t);
     }
@@ -306,6 +308,8 @@ static void attend_pages_group(amx_work *work, const amx_group *group, page_tile
         int32_t start = span.start + t * RELAYI_TILE, tile = skipped + t;
         prepare_key(work, pages, tile);
         relayi_amx_scores_t(work, group, pages->key_rows[tile], pages->key_stride[tile], 4 * t);
+        amx_keys keys = {.rows = pages->key_rows[tile], .stride = pages->key_stride[tile]};
+        relayi_amx_repair_scores(work, group, &keys, 4 * t);
         if (work->transform) relayi_amx_transform_t(work, group, start, 4 * t);
         if (!tile_open(work, group, start)) relayi_amx_mask_t(work, group, start, 4 * t);
     }

@@ -51,12 +51,8 @@ typedef struct chk_tolerance {
     double relative; /* Frobenius, over the tensor */
     double element;  /* of one element, relative to what was summed for it */
     double rounding; /* half a unit of the output's last place, relative */
-    bool infinity_may_be_nan; /* in rows that an infinity reaches: see chk_splits_numbers */
 } chk_tolerance;
 
-/* The AMX kernel that takes a float32 as a sum of bf16 numbers cannot always tell an infinity from NaN:
- * a later term of the sum may be 0 or negative (docs/kernels/amx.md). */
-bool chk_splits_numbers(const char *kernel);
 chk_tolerance chk_tolerance_for(const chk *c, relay_dtype kv, relay_dtype output);
 
 /* NaN and infinities first, then values; `want` needs spread and magnitude. */

@@ -90,20 +90,12 @@ bool chk_world_expect(chk *c, const chk_world *w, chk_result *want) {
     return ok;
 }
 
-static chk_tolerance tolerance_of(chk *c, const chk_world *w) {
-    const relay_attention *a = &w->plain->attention;
-    chk_tolerance allowed = chk_tolerance_for(c, a->kv_dtype, a->output_dtype);
-    allowed.infinity_may_be_nan = w->plain->kind >= CHK_INF_SCORES &&
-                                  chk_splits_numbers(relay_device_kernel_name(w->device, a->query_dtype, a->kv_dtype));
-    return allowed;
-}
-
 void chk_case_check(chk *c, const chk_case *plain) {
     chk_world world;
     chk_result got = {0}, want = {0};
     if (chk_world_make(c, plain, &world) && chk_world_run(c, &world, NULL, &got) &&
         chk_world_expect(c, &world, &want))
-        chk_compare(c, &want, &got, tolerance_of(c, &world));
+        chk_compare(c, &want, &got, chk_tolerance_for(c, plain->attention.kv_dtype, plain->attention.output_dtype));
     chk_world_free(&world);
     chk_result_free(&got);
     chk_result_free(&want);
