@@ -368,8 +368,10 @@ def test_fetch_killed(gemma, step):
 
 
 def test_fetch_interrupted(gemma):
+    # As in a terminal: a process begun in the background may have been told to ignore SIGINT, and its children with it.
     run = subprocess.Popen([str(gemma.home / "fetch")], env=gemma.place.environment(FAKE_HANG="convert"),
-                           stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True)
+                           stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True,
+                           preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler))
     end = time.time() + 30
     while not (gemma.place.root / "hanging").exists() and time.time() < end:
         time.sleep(0.02)
