@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 
 import numpy as np
 import pytest
@@ -325,6 +326,29 @@ def test_what_a_plan_uses_outlives_its_objects():
     plan.close()
     with pytest.raises(errors.ClosedError, match="this Plan is closed"):
         plan.workspace_bytes
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_garbage_with_cycles(caplog, order):
+    """Python finalises a cycle in the order in which its objects were made, or in any other."""
+    with caplog.at_level(logging.ERROR, "relay_attention_port"):
+        for _ in range(20):
+            device = Device(threads=1)
+            cache = cache_of(device)
+            things = [device, cache, add_prompt(cache, "p", 20)[0], Forest(device), Plan(device, Attention(8, 2, 64))]
+            forest, plan = things[3:]
+            forest.set([0, 1], [Span.contiguous(4, 0)], [Segment(Span.packed(things[2]), 0, 1)])
+            plan.__init__(device, Attention(HEADS, KV_HEADS, SIZE, **F32))
+            plan.build(forest)
+            handles = [thing.handle for thing in things][::order]
+            for thing, handle in zip(things, handles):
+                thing._handle = handle  # any handle: the cycle holds them all
+            alive = [weakref.ref(handle) for handle in handles]
+            things.append(things)
+            del device, cache, forest, plan, handles, thing, handle, things
+            gc.collect()
+            assert not any(handle() for handle in alive)
+    assert caplog.text == ""
 
 
 def test_prompt_in_a_forest_stays_pinned(device):

@@ -2,6 +2,7 @@
 import gc
 import itertools
 import logging
+import threading
 import weakref
 
 import numpy as np
@@ -302,6 +303,19 @@ def test_prefetch(tmp_path, batch_size, enable):
         assert (stats.memory_hits, stats.file_hits, stats.misses) == ((1, 0, 0) if enable else (0, 1, 0))
 
 
+def test_metadata_announces_its_prompt(tmp_path):
+    """While the first layer computes, the others read the prompt's file."""
+    for step in range(2):
+        integration = RelayAttentionIntegration(RelayConfig(enabled=True), cache_dir=str(tmp_path))
+        layer = integration.create_attention_layer(4, 32, 0.2, 2)
+        layer.prompts.open("f32")
+        metadata = integration.create_relay_metadata(20, "k0")
+        layer.prompts.wait()
+        assert layer.stats().prefetched == step
+        sequence = Sequence(1, system_of(20, 2, 32, 0), 24, 4, 2, 32)
+        close(layer.forward(*sequence.given(0, 24), metadata), sequence.wanted(0, 24, scale=0.2), 1e-5)
+
+
 def prefill_scale(layer, number, key):
     sequence = Sequence(1, system_of(20, 2, 32, number), 24, 4, 2, 32)
     metadata = RelayMetadata(RelayInfo(20))
@@ -354,6 +368,64 @@ def test_a_failed_call_changes_nothing():
             layer.forward(**{**dict(query=query, key=key, value=value, attn_metadata=metadata), **change})
         assert layer.stats() == before and layer.num_tokens(metadata) == 30, change
     close(layer.forward(query, key, value, metadata), sequence.wanted(30, 50), 1e-5)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_random_traffic(dtype):
+    """Requests come, go on and go, under three prompts or none, in batches of any make: every row is right."""
+    rng = np.random.default_rng(4)
+    _, layer = layer_of(config=dict(max_cached_system_prompts=2), block_size=4, strategy="auto")
+    systems = [system_of(length, 2, 32, 50 + length) for length in (7, 40, 90)] + [None]
+    live, done = [], 0
+    for number in range(150):
+        if len(live) < 8 and rng.random() < 0.6:
+            system = systems[rng.integers(4)]
+            length = 0 if system is None else len(system[0])
+            metadata = RelayMetadata(None if system is None else RelayInfo(length, enabled=bool(rng.random() < 0.8)))
+            metadata.set_cache_keys(None if system is None else f"s{length}", f"u{number}" if number % 2 else None)
+            live.append([metadata, Sequence(number, system, length + 60, 4, 2, 32), 0, length])
+        chosen = [entry for entry in live if rng.random() < 0.7]
+        spans = [(at, min(len(sequence.key), max(least, at) + int(rng.integers(0, 12))))
+                 for _, sequence, at, least in chosen]
+        given = [x.astype(dtype) for x in batch([entry[1] for entry in chosen], spans)] if chosen else []
+        if not given or not any(end for _, end in spans):
+            continue
+        out = layer.forward(*given, [entry[0] for entry in chosen], query_lens=[end - begin for begin, end in spans])
+        wanted = [entry[1].wanted(*span) for entry, span in zip(chosen, spans) if span[1] > 0]
+        close(out, np.concatenate(wanted), 1e-5 if dtype == "float32" else 2e-2)
+        for entry, span in zip(chosen, spans):
+            entry[2], entry[3] = span[1], 0
+        for entry in [entry for entry in live if entry[2] == len(entry[1].key) or rng.random() < 0.05]:
+            if entry[0].user_cache_key is not None:
+                layer.release(entry[0])
+            live.remove(entry)
+            done += 1
+        del chosen, entry
+    assert done > 10 and layer.stats().forwards > 100
+    assert sum(at > 0 for _, _, at, _ in live) <= layer.stats().requests <= len(live)
+
+
+def test_threads_share_a_layer():
+    _, layer = layer_of(strategy="relay")
+    system, failed = system_of(50, 2, 32), []
+
+    def serve(number):
+        try:
+            for turn in range(5):
+                sequence, metadata = Sequence(10 * number + turn, system, 70, 4, 2, 32), RelayMetadata(RelayInfo(50))
+                metadata.set_cache_keys("k", f"{number}/{turn}")
+                for begin, end in ((0, 60), (60, 61), (61, 70)):
+                    close(layer.forward(*sequence.given(begin, end), metadata), sequence.wanted(begin, end), 1e-5)
+                layer.release(metadata)
+        except BaseException as error:
+            failed.append(error)
+
+    threads = [threading.Thread(target=serve, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failed and layer.stats().requests == 0 and layer.stats().misses == 1
 
 
 # ---- refused, and said --------------------------------------------------------------

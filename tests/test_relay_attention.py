@@ -279,6 +279,11 @@ def test_wrong_fields_are_named(make, said):
     assert str(raised.value).startswith(said) and isinstance(raised.value, (ValueError, RelayError))
 
 
+def test_integers_of_numpy_are_integers():
+    info = RelayInfo(np.int64(10), max_cached_system_prompts=np.uint8(3))
+    assert info == RelayInfo(10, max_cached_system_prompts=3) and type(info.system_length) is int
+
+
 def test_a_field_made_wrong_later_is_found():
     config = RelayConfig()
     config.prefetch_batch_size = 0

@@ -193,26 +193,46 @@ def library() -> Library:
 class Handle:
     """Owns one C object: destroyed when the last reference goes, after everything that was made on it.
 
-    ``owners`` are what the object stands on (a device's handle, say); they outlive it. A process that was
-    forked leaves its parent's objects alone.
+    ``owners`` are the handles of what the object stands on (its device's, say). They are referred to, so they usually
+    go later; but in garbage with cycles Python finalises in any order, so an owner also waits for what stands on it.
+    A process that was forked leaves its parent's objects alone.
     """
 
-    __slots__ = ("pointer", "_destroy", "_library", "_owners", "_process", "__weakref__")
+    __slots__ = ("pointer", "_alive", "_dropped", "_dependents", "_destroy", "_library", "_owners", "_process",
+                 "__weakref__")
 
-    def __init__(self, lib: Library, pointer: c_void_p, destroy: Any, *owners: object) -> None:
+    def __init__(self, lib: Library, pointer: c_void_p, destroy: Any, *owners: "Handle") -> None:
         self.pointer = int(pointer.value or 0)
+        self._alive = [self.pointer]  # popped by the one who destroys: an atomic step, whichever threads finalise
+        self._dropped = False
+        self._dependents: set[int] = set()
         self._library = lib
         self._destroy = destroy
         self._owners = owners
         self._process = os.getpid()
+        for owner in owners:
+            owner._dependents.add(id(self))
 
     def is_mine(self) -> bool:
         """False in a child of fork()."""
         return self._process == os.getpid()
 
     def __del__(self) -> None:
+        self._dropped = True
+        self._finish()
+
+    def _finish(self) -> None:
+        if not self._dropped or self._dependents:
+            return
+        try:
+            pointer = self._alive.pop()
+        except IndexError:
+            return
         if self.is_mine():
-            self._library.drop(self._destroy, self.pointer)
+            self._library.drop(self._destroy, pointer)
+        for owner in self._owners:
+            owner._dependents.discard(id(self))
+            owner._finish()
 
 
 class Owner:
@@ -241,7 +261,7 @@ class Owner:
         self._handle = None
 
 
-def open_handle(lib: Library, create: Any, destroy: Any, owners: tuple[object, ...], *arguments: Any) -> Handle:
+def open_handle(lib: Library, create: Any, destroy: Any, owners: tuple[Handle, ...], *arguments: Any) -> Handle:
     """Calls a create function, whose last argument is the place for the object."""
     pointer = c_void_p()
     lib.call(create, *arguments, byref(pointer))

@@ -56,10 +56,12 @@ class RelayAttentionIntegration:
 
     def create_relay_metadata(self, system_length: int, system_key: Optional[str] = None,
                               user_key: Optional[str] = None) -> RelayMetadata:
-        """Metadata of one request whose first system_length tokens are the system prompt; with keys, if given.
-        Raises InvalidArgumentError."""
+        """Metadata of one request whose first system_length tokens are the system prompt; with keys, if given. With a
+        cache_dir the system key is announced to all layers, as by prefetch. Raises InvalidArgumentError."""
         metadata = RelayMetadata(self.config.create_relay_info(system_length))
         metadata.set_cache_keys(system_key, user_key)
+        if system_key is not None and self._cache_dir is not None:
+            self.prefetch([system_key])
         return metadata
 
     def prefetch(self, system_keys: Iterable[str]) -> None:

@@ -70,7 +70,7 @@ class LayerPrompts:
     def announce(self, keys: Iterable[str]) -> None:
         """Keys that will be wanted soon; before the first call they are remembered."""
         if self._kept is None:
-            self._announced = list(keys)
+            self._announced = list(dict.fromkeys([*keys, *self._announced]))  # the latest first
         else:
             self._kept.prefetch(keys)
 
@@ -93,7 +93,7 @@ class LayerPrompts:
             try:
                 found = self._make(kept, key, info, tensors)
             except (CacheFullError, AlreadyExistsError) as error:
-                log.warning("system prompt %r is not kept: %s", key, error)
+                log.warning("system prompt %r is not kept: %s", key, str(error))  # its traceback holds the request
                 return self._make(transient, f"#{next(self._numbers)}", info, tensors)
         elif found.num_tokens != info.system_length:
             raise InvalidArgumentError(f"relay_info.system_length: {info.system_length}, but the prompt of system key "

@@ -6,6 +6,7 @@ InvalidArgumentError (a ValueError) that names it.
 
 from __future__ import annotations
 
+import operator
 from dataclasses import dataclass, fields, replace
 from typing import Optional
 
@@ -18,8 +19,10 @@ MOST = INT32_MAX - 1  # of any count
 
 def _check_int(owner: object, name: str, least: int) -> None:
     value = getattr(owner, name)
-    if isinstance(value, bool) or not isinstance(value, int):
+    if isinstance(value, bool) or not hasattr(value, "__index__"):  # numpy's integers are welcome
         raise InvalidArgumentError(f"{type(owner).__name__}.{name}: {value!r}, expected an integer")
+    value = operator.index(value)
+    setattr(owner, name, value)
     if not least <= value <= MOST:
         raise InvalidArgumentError(f"{type(owner).__name__}.{name}: {value}, expected {least} to {MOST}")
 

@@ -127,7 +127,7 @@ def _cuda_device(index: int) -> Optional[Device]:
     try:
         return Device("cuda", index)
     except NoDeviceError as error:
-        log.info("CUDA tensors are fused by PyTorch: %s", error)
+        log.info("CUDA tensors are fused by PyTorch: %s", str(error))
         return None
 
 
