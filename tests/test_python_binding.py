@@ -289,6 +289,10 @@ def test_stale_plan(device):
     forest.set([0], [])
     with pytest.raises(errors.StalePlanError):
         plan.run(**run)
+    forest.set([0], [])
+    plan.build(forest).drop()
+    with pytest.raises(errors.StalePlanError, match="not built"):
+        plan.run(**run)
     with pytest.raises(errors.StalePlanError, match="not built"):
         Plan(device, Attention(8, 2, 64)).run(**run)
 
@@ -434,6 +438,7 @@ from relay_attention_port import Device
 device = Device(threads=1)
 cache = t.cache_of(device, directory={str(tmp_path)!r})
 prompt = t.add_prompt(cache, "p", 20)[0]
+cache.prefetch(["q"]); cache.wait()  # there is a background thread now, which the child will not have
 if os.fork() == 0:
     sys.exit(0)
 assert os.wait()[1] == 0

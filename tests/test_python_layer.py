@@ -243,6 +243,19 @@ def test_disabled_is_plain_attention(where):
     assert [layer.num_tokens(request) for request in requests] == [35] * 3
 
 
+@pytest.mark.parametrize("where", ["config", "info"])
+def test_turned_off_and_on_again(where):
+    """A request that began with the relay goes on plainly, and back."""
+    integration, layer = layer_of(strategy="relay")
+    sequence, metadata = Sequence(1, None, 60, 4, 2, 32), RelayMetadata(RelayInfo(30))
+    at, relayed = 0, []
+    for end, enabled in ((40, True), (41, False), (45, False), (60, True)):
+        (integration.config if where == "config" else metadata.relay_info).enabled = enabled
+        close(layer.forward(*sequence.given(at, end), metadata), sequence.wanted(at, end), 1e-5)
+        at, relayed = end, [*relayed, layer.stats().relayed]
+    assert relayed == [1, 1, 1, 2]
+
+
 def test_plain_and_relay_give_the_same_text():
     """The same requests with the relay on and off: equal to the last digits."""
     outs = []
@@ -367,7 +380,11 @@ def test_a_failed_call_changes_nothing():
         with pytest.raises(errors.RelayError):
             layer.forward(**{**dict(query=query, key=key, value=value, attn_metadata=metadata), **change})
         assert layer.stats() == before and layer.num_tokens(metadata) == 30, change
+    # the pages that the failed calls took are free again, and nobody else's
+    other = Sequence(2, None, 60, 4, 2, 32)
+    close(layer.forward(*other.given(0, 55), new), other.wanted(0, 55), 1e-5)
     close(layer.forward(query, key, value, metadata), sequence.wanted(30, 50), 1e-5)
+    close(layer.forward(*other.given(55, 60), new), other.wanted(55, 60), 1e-5)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
