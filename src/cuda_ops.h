@@ -129,8 +129,7 @@ typedef struct relayi_cuda_attend {
     const void *host_list;           /* pinned */
     size_t list_bytes;               /* 0: the workspace holds the list already */
     int32_t max_rows;                /* rows that the merge is launched for */
-    int32_t query_rows;              /* of the query tensor */
-    size_t used_bytes;               /* of the list, worth reading ahead */
+    void *copied;                    /* an event: the list has been read; NULL: nobody asks */
     int32_t max_work;                /* units * kv heads, at most */
     int32_t split_merge;             /* 1: eight warps merge a (row, head) */
     relayi_cuda_kernel kernel;
@@ -189,6 +188,11 @@ typedef struct relayi_cuda_ops {
     relay_status (*fuse)(const relayi_cuda_fuse *call, relayi_cuda_error *error);
     relay_status (*calibrate)(int32_t device, relayi_cuda_rates *rates, relayi_cuda_error *error);
     const char *(*kernel_name)(relayi_cuda_kernel kernel, relay_dtype query, relay_dtype kv); /* NULL: not computed */
+
+    /* An event that `attend` records behind its copy of the list, at every replay of a graph too. */
+    relay_status (*event_create)(int32_t device, void **event, relayi_cuda_error *error);
+    relay_status (*event_wait)(int32_t device, void *event, relayi_cuda_error *error);
+    void (*event_destroy)(int32_t device, void *event);
 
     /* For the checker and the benchmarks alone: memory, streams, graphs, time. */
     relay_status (*alloc)(int32_t device, size_t bytes, void **memory, relayi_cuda_error *error);

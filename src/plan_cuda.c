@@ -19,6 +19,9 @@ static const float token_cost[RELAYI_CUDA_NUM_SHAPES] = {1.0f, 1.6f, 3.0f};
  * again, to pay for a part. */
 #define MIN_CHUNK 128
 #define MIN_SAVING 8000
+#define MIN_SAVING_HOPPER 64000 /* bench/fit_cuda.py */
+#define MIN_SAVING_LONG 57000   /* the same for prompts of so many tokens, which plain attention has to cut up */
+#define LONG_PROMPT 4096
 #define EXTRA_STATES_PER_SLOT 256 /* states that cutting may add */
 
 typedef struct builder {
@@ -137,6 +140,12 @@ static int32_t ids_of(const builder *b, const relay_kv_span *span) {
     return span->block_table ? (int32_t)(span->block_table - b->content->ids) : 0;
 }
 
+static bool hopper_computes(const relay_plan *plan) {
+    const relay_attention *a = &plan->attention;
+    return relayi_cuda_is_hopper(plan->device) && (a->head_dim == 64 || a->head_dim == 128) && a->logit_soft_cap == 0.0f &&
+           !a->use_alibi && a->sliding_window == 0 && plan->group <= RELAYI_CUDA_HOPPER_ROWS && !plan->options.repeatable;
+}
+
 static bool relay_pays(const builder *b, int32_t segment) {
     const relayi_segment *s = &b->content->segments[segment];
     switch (b->plan->options.strategy) {
@@ -145,7 +154,9 @@ static bool relay_pays(const builder *b, int32_t segment) {
     default: break;
     }
     if (b->plan->options.repeatable) return true;
-    return (int64_t)(s->count - 1) * s->kv.length * b->plan->attention.num_kv_heads >= MIN_SAVING;
+    int64_t least = MIN_SAVING;
+    if (hopper_computes(b->plan)) least = s->kv.length >= LONG_PROMPT ? MIN_SAVING_LONG : MIN_SAVING_HOPPER;
+    return (int64_t)(s->count - 1) * s->kv.length * b->plan->attention.num_kv_heads >= least;
 }
 
 static void shape_rows(const builder *b, relayi_cuda_cut *cut, int32_t most) {
@@ -514,6 +525,15 @@ static relay_status reserve_list(relay_plan *plan) {
     return RELAY_OK;
 }
 
+/* A run that is still in a stream's queue reads the list when its turn comes: until then it may not change. */
+static relay_status await_runs(relay_plan *plan) {
+    relayi_cuda_error error = {{0}};
+    if (plan->cuda->copied == NULL) return RELAY_OK;
+    relay_status status = plan->device->cuda->event_wait(plan->device->gpu.index, plan->cuda->copied, &error);
+    if (status != RELAY_OK) relayi_fail(plan->device, status, "relay_plan_build: CUDA: %s", error.text);
+    return status;
+}
+
 static void *in_list(const builder *b, uint32_t offset) { return (char *)b->cuda->list + offset; }
 
 /* Where a walk over the tokens of a tile's pieces stands. */
@@ -677,12 +697,6 @@ static relay_status check_content(const relay_plan *plan, const relayi_forest_co
 
 /* ---- which kernel ----------------------------------------------------------- */
 
-static bool hopper_computes(const relay_plan *plan) {
-    const relay_attention *a = &plan->attention;
-    return relayi_cuda_is_hopper(plan->device) && (a->head_dim == 64 || a->head_dim == 128) && a->logit_soft_cap == 0.0f &&
-           !a->use_alibi && a->sliding_window == 0 && plan->group <= RELAYI_CUDA_HOPPER_ROWS && !plan->options.repeatable;
-}
-
 /* Requests of more rows than a few share their own tokens among them: work for tiles. */
 static bool few_rows(const builder *b) {
     const relay_plan_options *o = &b->plan->options;
@@ -746,6 +760,7 @@ relay_status relayi_cuda_plan_build(relay_plan *plan, const relayi_forest_conten
     b.cuda->used = used;
     b.cuda->sizes = b.cuda->bounded ? relayi_cuda_bounds(plan) : used;
     status = check_room(&b, &used, &b.cuda->sizes);
+    if (status == RELAY_OK) status = await_runs(plan);
     if (status == RELAY_OK) status = reserve_list(plan);
     if (status != RELAY_OK) return status;
     write_units(&b);
@@ -772,6 +787,12 @@ static int32_t blocks_per_multiprocessor(const relay_plan *plan) { return plan->
 relay_status relayi_cuda_plan_create(relay_plan *plan) {
     relayi_cuda_plan *cuda = relayi_alloc_array(1, sizeof *cuda);
     if (cuda == NULL) return relayi_fail(plan->device, RELAY_OUT_OF_MEMORY, "relay_plan_create: no memory");
+    relayi_cuda_error error = {{0}};
+    relay_status status = plan->device->cuda->event_create(plan->device->gpu.index, &cuda->copied, &error);
+    if (status != RELAY_OK) {
+        relayi_free(cuda);
+        return relayi_fail(plan->device, status, "relay_plan_create: CUDA: %s", error.text);
+    }
     cuda->bounded = plan->options.max_requests > 0;
     cuda->work_slots = plan->device->gpu.multiprocessors * blocks_per_multiprocessor(plan);
     plan->cuda = cuda;
@@ -781,7 +802,9 @@ relay_status relayi_cuda_plan_create(relay_plan *plan) {
 void relayi_cuda_plan_destroy(relay_plan *plan) {
     relayi_cuda_plan *cuda = plan->cuda;
     if (cuda == NULL) return;
+    await_runs(plan);
     if (cuda->list != NULL) plan->device->cuda->unpin(cuda->list);
+    if (cuda->copied != NULL) plan->device->cuda->event_destroy(plan->device->gpu.index, cuda->copied);
     relayi_shrink(&cuda->scratch_memory);
     relayi_free(cuda);
 }

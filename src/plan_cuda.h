@@ -32,6 +32,7 @@ typedef struct relayi_cuda_plan {
     bool built;                      /* once: a bounded plan keeps its kernel, since a graph does */
     int32_t work_slots;              /* blocks that the device runs at once */
     void *list;                      /* pinned */
+    void *copied;                    /* an event: the last run has read the list */
     size_t list_room, list_bytes;
     relayi_cuda_sizes sizes;         /* that offsets and workspace are laid out for */
     relayi_cuda_sizes used;

@@ -2,11 +2,12 @@
  * bench/results/h200. */
 #include "plan_cuda.h"
 
+/* A worker's tile or page; what a unit takes besides; and a step's share of memory's time, all workers together. */
 typedef struct spread_costs {
-    double step, unit; /* a tile or page; what a unit takes besides */
+    double step, unit, memory;
 } spread_costs;
 
-static const spread_costs flat_costs = {1.0, 1.5}, tall_costs = {1.2, 2.5};
+static const spread_costs flat_costs = {1.0, 4.0, 0.0}, tall_costs = {1.2, 2.5, 0.0};
 #define STATE_COST 0.0003 /* of writing and merging one more state, all workers together */
 #define MOST_ROUNDS 3
 
@@ -15,12 +16,10 @@ static double estimate(const relayi_cuda_load *load, const spread_costs *costs, 
                                 : load->total / (double)(load->cuts * steps) + 0.5;
     if (chunks < 1.0) chunks = 1.0;
     double units = chunks * (double)load->cuts, cost = (double)steps * costs->step + costs->unit;
-    double merge = STATE_COST * load->states * chunks;
-    if (load->alike) {
-        int64_t rounds = ((int64_t)units + slots - 1) / slots;
-        return (double)rounds * cost + merge;
-    }
-    return (load->total * costs->step + units * costs->unit) / (double)slots + 0.5 * cost + merge;
+    double workers = (load->total * costs->step + units * costs->unit) / (double)slots + 0.5 * cost;
+    if (load->alike) workers = (double)(((int64_t)units + slots - 1) / slots) * cost;
+    double memory = load->total * costs->memory + costs->unit;
+    return (workers > memory ? workers : memory) + STATE_COST * load->states * chunks;
 }
 
 int64_t relayi_cuda_spread(const relayi_cuda_load *load, bool tall, int64_t slots) {

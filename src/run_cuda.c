@@ -9,9 +9,6 @@
 /* Up to so many (row, head) pairs a warp each would leave most of the device idle. */
 #define SPLIT_MERGE_PAIRS 1024
 
-/* Of a list, read ahead. */
-#define MOST_AHEAD ((size_t)1 << 18)
-
 static relay_status check_reachable(const relay_device *device, const char *name, const void *address) {
     if (address == NULL || device->cuda->reachable(device->gpu.index, address)) return RELAY_OK;
     return relayi_fail(device, RELAY_WRONG_DEVICE, "%s: %p is no memory of CUDA device %d", name, address,
@@ -153,8 +150,7 @@ relay_status relayi_run_on_cuda(const relay_plan *plan, const relay_run_args *ar
                                .host_list = cuda->list,
                                .list_bytes = args->plan_in_workspace ? 0 : cuda->list_bytes,
                                .max_rows = cuda->bounded ? plan->options.max_rows : plan->num_rows,
-                               .query_rows = (int32_t)args->query.shape[0],
-                               .used_bytes = cuda->list_bytes < MOST_AHEAD ? cuda->list_bytes : MOST_AHEAD,
+                               .copied = cuda->copied,
                                .max_work = work < INT32_MAX ? (int32_t)work : INT32_MAX,
                                .kernel = hopper_takes(plan, args) ? RELAYI_CUDA_HOPPER : RELAYI_CUDA_GENERAL,
                                .num_blocks = plan->uses_pages ? args->key_pool.shape[0] : 0,

@@ -67,6 +67,29 @@ static void print_kernel(const findings *found, relay_dtype query, relay_dtype k
     putchar('\n');
 }
 
+/* The first CUDA device, if there is one; that there is none is no error here. */
+static relay_device *open_gpu(relay_device_info *info) {
+    relay_device_options options = relay_device_options_defaults();
+    relay_device *gpu = NULL;
+    options.kind = RELAY_DEVICE_CUDA;
+    info->struct_size = sizeof *info;
+    if (relay_device_open(&options, &gpu) != RELAY_OK) return NULL;
+    if (relay_device_get_info(gpu, info) == RELAY_OK) return gpu;
+    relay_device_close(gpu);
+    return NULL;
+}
+
+static void print_gpu(void) {
+    relay_device_info info = {0};
+    relay_device *gpu = open_gpu(&info);
+    if (gpu == NULL) return;
+    printf("\nCUDA device 0  %s\n  %s\n", info.name, info.features);
+    for (int d = 1; d < NUM_DTYPES; d++)
+        printf("  %-7s %-7s %s\n", relay_dtype_name(dtypes[d]), relay_dtype_name(dtypes[d]),
+               relay_device_kernel_name(gpu, dtypes[d], dtypes[d]));
+    relay_device_close(gpu);
+}
+
 static void print_text(const findings *found) {
     const relay_calibration *limits = &found->limits;
     printf("processor  %s\n", found->info.name);
@@ -76,6 +99,7 @@ static void print_text(const findings *found) {
     printf("\nkernels\n  query   K/V     kernel\n");
     for (int q = 0; q < NUM_DTYPES; q++)
         for (int kv = 0; kv < NUM_DTYPES; kv++) print_kernel(found, dtypes[q], dtypes[kv]);
+    print_gpu();
     printf("\nlimits, measured now with all threads\n");
     printf("  memory read       %8.1f GB/s\n", limits->read_gbps);
     printf("  f32 multiply-add  %8.1f GFLOP/s\n", limits->f32_gflops);
@@ -93,17 +117,29 @@ static json_t *kernel_json(const findings *found, relay_dtype query, relay_dtype
                      "reference_for", names);
 }
 
+/* null without a CUDA device */
+static json_t *gpu_json(void) {
+    relay_device_info info = {0};
+    relay_device *gpu = open_gpu(&info);
+    if (gpu == NULL) return json_null();
+    json_t *json = json_pack("{s:s, s:s, s:s, s:s}", "name", info.name, "features", info.features, "bf16",
+                             relay_device_kernel_name(gpu, RELAY_BF16, RELAY_BF16), "f16",
+                             relay_device_kernel_name(gpu, RELAY_F16, RELAY_F16));
+    relay_device_close(gpu);
+    return json;
+}
+
 static bool print_json(const findings *found) {
     json_t *kernels = json_array();
     for (int q = 0; q < NUM_DTYPES; q++)
         for (int kv = 0; kv < NUM_DTYPES; kv++)
             json_array_append_new(kernels, kernel_json(found, dtypes[q], dtypes[kv]));
     json_t *root = json_pack(
-        "{s:s, s:s, s:s, s:s, s:i, s:o, s:f, s:f, s:f, s:f}", "version", relay_version(),
+        "{s:s, s:s, s:s, s:s, s:i, s:o, s:f, s:f, s:f, s:f, s:o}", "version", relay_version(),
         "processor", found->info.name, "features", found->info.features, "cpu_level",
         found->info.cpu_level, "threads", (int)found->info.threads, "kernels", kernels, "read_gbps",
         found->limits.read_gbps, "f32_gflops", found->limits.f32_gflops, "bf16_gflops",
-        found->limits.bf16_gflops, "peak_gflops", found->limits.peak_gflops);
+        found->limits.bf16_gflops, "peak_gflops", found->limits.peak_gflops, "cuda", gpu_json());
     bool ok = root != NULL && json_dumpf(root, stdout, JSON_INDENT(2) | JSON_REAL_PRECISION(6)) == 0;
     json_decref(root);
     return ok && putchar('\n') != EOF;

@@ -21,40 +21,27 @@ template <int D> DEVICE void prepare_block(const hopper_params &p, const hopper_
     if (i >= 256 && i < 258) prefetch_map(&p.pool[i - 256]);
 }
 
-/* The block's share of the list and of the queries into the second-level cache: all else waits for them, and
- * they would wait behind the first megabytes of K and V. */
-template <int D> DEVICE void prefetch_first(const hopper_params &p) {
-    uint32_t lane = threadIdx.x % 32, first = blockIdx.x * 32 + lane, step = gridDim.x * 32, lines = D * 2 / 128;
-    for (uint32_t i = first; i < p.list_lines; i += step) prefetch_line(static_cast<const char *>(p.list) + i * 128);
-    uint32_t all = static_cast<uint32_t>(p.query_rows) * p.heads * lines;
-    for (uint32_t i = first; i < all; i += step) {
-        uint32_t pair = i / lines;
-        const uint16_t *row = static_cast<const uint16_t *>(p.query) + pair / p.heads * p.query_row + pair % p.heads * p.query_head;
-        prefetch_line(row + i % lines * 64);
-    }
-}
-
 template <typename T, int D>
 __global__ void __launch_bounds__(HOPPER_THREADS, 1) attend_hopper(const __grid_constant__ hopper_params p) {
     extern __shared__ __align__(1024) char hopper_shared[];
     hopper_block<D> b(hopper_shared);
     prepare_block<D>(p, b);
-    __syncthreads();
+    if (!p.inside) start_dependents();
     int group = threadIdx.x / 128;
     if (group < HOPPER_CONSUMERS) {
         registers_more<176>();
         consume<T, D>(p, b);
-        finish<D>(p, hopper_shared);
+        if (p.inside) finish<D>(p, hopper_shared);
     } else if (group == HOPPER_CONSUMERS) {
         registers_fewer<112>();
         attend_users<T, D>(p, b, threadIdx.x % 128 / 32);
-        finish<D>(p, hopper_shared);
+        if (p.inside) finish<D>(p, hopper_shared);
     } else {
         registers_fewer<48>();
         int warp = threadIdx.x % 128 / 32, lane = threadIdx.x % 32;
         if (warp == 0) produce<D>(p, b);
-        else if (warp == 3) prefetch_first<D>(p);
-        else if (lane < 2) feed_users<D>(p, b, (warp - 1) * 2 + lane);
+        else if (warp == 3) meet_roles();
+        else feed_users<D>(p, b, (warp - 1) * 2 + lane, lane < 2);
     }
 }
 
@@ -131,9 +118,8 @@ static cudaError_t launch_hopper(const relayi_cuda_attend *call, int multiproces
     hopper_params p = {};
     static_cast<relayi_cuda_params &>(p) = call->params;
     p.flat_slots = multiprocessors * HOPPER_USER_WARPS;
-    p.query_rows = call->query_rows;
+    p.inside = relayi_cuda_merges_inside(call);
     p.output_f16 = call->output_dtype == RELAY_F16;
-    p.list_lines = static_cast<uint32_t>(call->used_bytes / 128);
     cudaError_t error = make_maps<D>(call, &p);
     if (error == cudaSuccess)
         error = cudaFuncSetAttribute(attend_hopper<T, D>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
@@ -147,7 +133,7 @@ static cudaError_t launch_hopper(const relayi_cuda_attend *call, int multiproces
     config.dynamicSmemBytes = bytes;
     config.stream = stream;
     config.attrs = &together;
-    config.numAttrs = 1;
+    config.numAttrs = p.inside ? 1 : 0;
     return cudaLaunchKernelEx(&config, attend_hopper<T, D>, p);
 }
 

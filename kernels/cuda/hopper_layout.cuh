@@ -4,7 +4,6 @@
  *     warps 8-11       user part: each warp alone, mma.sync with swapped operands, up to 8 stacked rows
  *     warp 12          fills the prompt's ring by tensor maps
  *     warps 13, 14     two lanes each fill the user warps' rings
- *     warp 15          asks for the list and the queries before anything else crowds memory
  *
  * K and V lie in shared memory in blocks of 8 tokens x 64 dims (1024 bytes, 128-byte swizzle), the
  * blocks of one group of 8 tokens side by side: what one copy of a page leaves there is what wgmma,
@@ -26,9 +25,8 @@ enum {
 /* K and V of the pool and of contiguous tensors as the copy engine sees them. */
 struct hopper_params : relayi_cuda_params {
     int32_t flat_slots; /* warps of the grid that take user units */
-    int32_t query_rows; /* of the caller's tensor */
-    uint32_t list_lines; /* of 128 bytes that may be in use */
-    int32_t output_f16;  /* else bf16 */
+    int32_t output_f16; /* else bf16 */
+    int32_t inside;     /* the merge happens in this launch; else a kernel after it */
     CUtensorMap pool[2];
     CUtensorMap spans[RELAYI_CUDA_HOPPER_CONTIGUOUS][2];
 };
@@ -94,6 +92,9 @@ template <int D> DEVICE uint32_t block_place(int row, int chunk) {
     return static_cast<uint32_t>(row / 8 * hopper_sizes<D>::group + chunk / 8 * 1024 + row % 8 * 128 +
                                  ((chunk % 8) ^ (row % 8)) * 16);
 }
+
+/* Barriers are ready for all roles; each meets here once its first loads are under way. */
+DEVICE void meet_roles() { meet(0, HOPPER_THREADS); }
 
 DEVICE const relayi_cuda_header *header_of(const relayi_cuda_params &p) {
     return static_cast<const relayi_cuda_header *>(p.list);

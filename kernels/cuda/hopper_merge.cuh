@@ -5,7 +5,7 @@
 
 #include "hopper_layout.cuh"
 
-enum { MERGE_GROUPS = 3, MERGE_BATCH = 8 }; /* warpgroups of a block that merge; parts under way at once */
+enum { MERGE_GROUPS = 3, MERGE_BATCH = 4 }; /* warpgroups of a block that merge; parts under way at once */
 
 /* All blocks' states are written and can be read.  Called by MERGE_GROUPS * 128 threads of every block. */
 DEVICE void meet_blocks(const hopper_params &p) {
@@ -23,7 +23,8 @@ DEVICE void meet_blocks(const hopper_params &p) {
     meet(6, MERGE_GROUPS * 128);
 }
 
-/* A row's merged state so far; a lane has D / 32 dims side by side. */
+/* All of this runs once a launch, from instruction memory that nothing has warmed: fewer instructions count for
+ * more than unrolled loops.  A row's merged state so far, in powers of two; a lane has D / 32 dims side by side. */
 template <int D> struct merged {
     float o[D / 32], max, sum;
 
@@ -41,10 +42,10 @@ template <int D> struct merged {
     /* NaN is a maximum of nothing: it reaches the sum by its weight. */
     DEVICE void raise(float to) {
         float top = fmaxf(max, to);
-        if (top > max && max != -CUDART_INF_F) scale(exp2f((max - top) * LOG2E));
+        if (top > max && max != -CUDART_INF_F) scale(exp2_fast(max - top));
         max = top;
     }
-    DEVICE float weight(float lse) const { return exp2f((lse - (max == -CUDART_INF_F ? 0.0f : max)) * LOG2E); }
+    DEVICE float weight(float power) const { return exp2_fast(power - (max == -CUDART_INF_F ? 0.0f : max)); }
 };
 
 template <int D> DEVICE void load_dims(const float *from, float (&to)[D / 32]) {
@@ -72,7 +73,7 @@ DEVICE int merge_run(const hopper_params &p, const relayi_cuda_run &run, int row
             lse[i] = -CUDART_INF_F;
             if (c + i * step < run.chunks) {
                 int64_t at = state + (c + i * step) * by;
-                lse[i] = __ldcg(p.lse + at);
+                lse[i] = __ldcg(p.lse + at) * LOG2E;
                 load_dims<D>(p.acc + at * D + lane * (D / 32), part[i]);
             }
         }
@@ -95,10 +96,11 @@ DEVICE int merge_run(const hopper_params &p, const relayi_cuda_run &run, int row
 template <int D> DEVICE void store_merged(const hopper_params &p, int source, int head, merged<D> &m) {
     int lane = threadIdx.x % 32;
     if (p.sinks) {
-        m.raise(p.sinks[head]);
-        m.sum += m.weight(p.sinks[head]);
+        float sink = p.sinks[head] * LOG2E;
+        m.raise(sink);
+        m.sum += m.weight(sink);
     }
-    float inverse = m.sum == 0.0f ? 0.0f : 1.0f / m.sum;
+    float inverse = m.sum == 0.0f ? 0.0f : __fdividef(1.0f, m.sum);
     uint16_t *to = static_cast<uint16_t *>(p.output) + source * p.output_row + head * p.output_head + lane * (D / 32);
 #pragma unroll
     for (int d = 0; d < D / 32; d += 2) {
@@ -112,49 +114,48 @@ template <int D> DEVICE void store_merged(const hopper_params &p, int source, in
         }
     }
     if (p.output_lse && lane == 0)
-        p.output_lse[source * p.lse_row + head * p.lse_head] = m.sum == 0.0f ? -CUDART_INF_F : m.max + logf(m.sum);
+        p.output_lse[source * p.lse_row + head * p.lse_head] = m.sum == 0.0f ? -CUDART_INF_F : (m.max + __log2f(m.sum)) * LN2;
 }
 
-/* The four warps of a group have each merged every fourth part of a row: makes it one, in its first warp. */
-template <int D> DEVICE void join_warps(const hopper_block<D> &b, int group, merged<D> &m) {
+/* `warps` warps have each merged a share of a row's parts: makes it one, in the first of them. */
+template <int D> DEVICE void join_warps(const hopper_block<D> &b, int part, int warps, merged<D> &m) {
     constexpr int width = D / 32 + 2;
+    int lane = threadIdx.x % 32, group = warps == 4 ? threadIdx.x / 128 : 0;
     float *shared = reinterpret_cast<float *>(b.memory) + group * 4 * 32 * width; /* the rings are done with */
-    int warp = threadIdx.x % 128 / 32, lane = threadIdx.x % 32;
-    float *mine = shared + (warp * 32 + lane) * width;
+    float *mine = shared + (part * 32 + lane) * width;
 #pragma unroll
     for (int d = 0; d < D / 32; d++) mine[d] = m.o[d];
     mine[D / 32] = m.max;
     mine[D / 32 + 1] = m.sum;
-    meet(7 + group, 128);
-    if (warp == 0) {
+    meet(warps == 4 ? 7 + group : 6, warps * 32);
+    if (part == 0) {
 #pragma unroll 1
-        for (int w = 1; w < 4; w++) {
+        for (int w = 1; w < warps; w++) {
             const float *other = shared + (w * 32 + lane) * width;
-            float max = other[D / 32];
-            m.raise(max);
-            float weight = m.weight(max);
+            m.raise(other[D / 32]);
+            float weight = m.weight(other[D / 32]);
             m.sum += weight * other[D / 32 + 1];
 #pragma unroll
             for (int d = 0; d < D / 32; d++) m.o[d] += weight * other[d];
         }
     }
-    meet(7 + group, 128);
+    meet(warps == 4 ? 7 + group : 6, warps * 32);
 }
 
 /* Which (row, head) pairs a warp merges: those of a block lie side by side, so that it finds their descriptions
- * near.  Few rows: a group of four warps each, so that their parts are read at once; else a warp each. */
+ * near.  Few rows: four warps each, or all twelve, so that their parts are read at once; else a warp each. */
 struct merge_share {
     int pair, end, step, part, stride; /* part: the warp's first of a pair's, and every `stride`th after it */
 
     DEVICE explicit merge_share(const hopper_params &p) {
         int group = threadIdx.x / 128, warp = threadIdx.x % 128 / 32, pairs = header_of(p)->num_rows * p.heads;
         int each = (pairs + static_cast<int>(gridDim.x) - 1) / static_cast<int>(gridDim.x);
-        bool split = each <= MERGE_GROUPS;
-        step = split ? MERGE_GROUPS : MERGE_GROUPS * 4;
-        pair = static_cast<int>(blockIdx.x) * each + (split ? group : group * 4 + warp);
+        int number = group * 4 + warp;
+        stride = each <= 1 ? MERGE_GROUPS * 4 : each <= MERGE_GROUPS ? 4 : 1;
+        step = MERGE_GROUPS * 4 / stride;
+        pair = static_cast<int>(blockIdx.x) * each + number / stride;
         end = min(static_cast<int>(blockIdx.x + 1) * each, pairs);
-        part = split ? warp : 0;
-        stride = split ? 4 : 1;
+        part = number % stride;
     }
     /* Brings the description of the first pair near. */
     DEVICE void touch(const hopper_params &p) const {
@@ -176,8 +177,8 @@ template <int D> DEVICE void merge_rows(const hopper_params &p, const hopper_blo
         m.clear();
 #pragma unroll 1
         for (int i = 0; i < of.num_runs; i++) part = merge_run<D>(p, runs[i], row, head, part, share.stride, m);
-        if (share.stride > 1) join_warps<D>(b, threadIdx.x / 128, m);
-        if (share.stride == 1 || share.part == 0) store_merged<D>(p, of.source, head, m);
+        if (share.stride > 1) join_warps<D>(b, share.part, share.stride, m);
+        if (share.part == 0) store_merged<D>(p, of.source, head, m);
     }
 }
 

@@ -98,6 +98,7 @@ template <int D> DEVICE void produce(const hopper_params &p, const hopper_block<
     uint32_t work = blockIdx.x, word = 0;
     if (work / p.kv_heads < static_cast<uint32_t>(p.unit_room) && lane < 16) word = words[work / p.kv_heads * 16 + lane];
     uint32_t total = static_cast<uint32_t>(header->num_tall) * static_cast<uint32_t>(p.kv_heads);
+    meet_roles();
     uint64_t policy = read_again_policy();
     ring_writer<D> writer;
 #pragma unroll 1
@@ -388,6 +389,7 @@ template <typename T, int D> DEVICE void consume(const hopper_params &p, const h
     int consumer = uniform(threadIdx.x / 128);
     ring_reader<D> ring = {0};
     prompt_state<D> state;
+    meet_roles();
     /* the consumers' products take turns, so that one weighs while the other multiplies; the first begins */
     if (consumer == 1) pass(4, 256);
 #pragma unroll 1

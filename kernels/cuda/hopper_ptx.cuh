@@ -42,8 +42,6 @@ DEVICE void pass(int number, int threads) { asm volatile("bar.arrive %0, %1;" ::
 /* The same in all lanes: says so to the compiler. */
 DEVICE int uniform(int x) { return static_cast<int>(__reduce_or_sync(0xFFFFFFFF, static_cast<unsigned>(x))); }
 
-DEVICE void prefetch_line(const void *at) { asm volatile("prefetch.global.L2 [%0];" ::"l"(at)); }
-
 /* Ordinary stores to shared memory before it are seen by the copy engine and by wgmma after it. */
 DEVICE void fence_async() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 

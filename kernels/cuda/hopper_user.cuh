@@ -45,10 +45,10 @@ template <int D> struct user_feed {
     bool called;
     uint64_t policy;
 
-    DEVICE user_feed(const hopper_params &params, const hopper_block<D> &block, int number)
+    DEVICE user_feed(const hopper_params &params, const hopper_block<D> &block, int number, bool active)
         : p(params), b(block), warp(number), stage(0), entered(0), phase(0), called(false) {
         coming = blockIdx.x + gridDim.x * static_cast<uint32_t>(warp);
-        if (in_room(p, coming)) call_unit();
+        if (active && in_room(p, coming)) call_unit();
         total = flat_total(p);
         policy = read_once_policy();
     }
@@ -124,8 +124,10 @@ template <int D> struct user_feed {
     }
 };
 
-template <int D> DEVICE void feed_users(const hopper_params &p, const hopper_block<D> &b, int warp) {
-    user_feed<D> feed(p, b, warp);
+template <int D> DEVICE void feed_users(const hopper_params &p, const hopper_block<D> &b, int warp, bool active) {
+    user_feed<D> feed(p, b, active ? warp : 0, active);
+    meet_roles();
+    if (!active) return;
     bool more = feed.coming < feed.total;
     if (more) feed.enter();
     else feed.send_end();
@@ -353,9 +355,13 @@ template <typename T, int D> DEVICE void attend_users(const hopper_params &p, co
     uint32_t phase = 0, work = blockIdx.x + gridDim.x * static_cast<uint32_t>(warp);
     if (in_room(p, work)) { /* the first unit's rows, without waiting for its pages */
         relayi_cuda_unit first = *flat_entry(p, work);
-        if (work >= flat_total(p)) return;
+        bool none = work >= flat_total(p);
+        meet_roles();
+        if (none) return;
         load_user_query<D>(p, first, work % p.kv_heads, query);
         rows = rows_of(p, first, work % p.kv_heads);
+    } else {
+        meet_roles();
     }
     state.clear();
 #pragma unroll 1

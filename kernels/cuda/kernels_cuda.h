@@ -16,6 +16,15 @@ RELAY_CUDA_DIMS(RELAY_CUDA_DECLARE)
 cudaError_t relayi_cuda_hopper_d64(const relayi_cuda_attend *call, int multiprocessors, cudaStream_t stream);
 cudaError_t relayi_cuda_hopper_d128(const relayi_cuda_attend *call, int multiprocessors, cudaStream_t stream);
 
+/* Up to so many (row, head) pairs the Hopper kernel merges by itself; more are faster in a kernel of many small
+ * blocks. */
+#define RELAY_CUDA_INSIDE_PAIRS 2048
+
+static inline bool relayi_cuda_merges_inside(const relayi_cuda_attend *call) {
+    return call->kernel == RELAYI_CUDA_HOPPER &&
+           static_cast<int64_t>(call->max_rows) * call->params.heads <= RELAY_CUDA_INSIDE_PAIRS;
+}
+
 cudaError_t relayi_cuda_merge(const relayi_cuda_attend *call, int major, cudaStream_t stream);
 cudaError_t relayi_cuda_write_pages(const relayi_cuda_write *call, cudaStream_t stream);
 cudaError_t relayi_cuda_fuse_parts(const relayi_cuda_fuse *call, cudaStream_t stream);

@@ -104,6 +104,39 @@ cudaError_t launch_attend(const relayi_cuda_attend *call, int multiprocessors, c
     return cudaErrorInvalidValue;
 }
 
+relay_status event_create(int32_t index, void **event, relayi_cuda_error *to) {
+    current_device current(index);
+    cudaEvent_t made = nullptr;
+    cudaError_t error = current.error;
+    if (error == cudaSuccess) error = cudaEventCreateWithFlags(&made, cudaEventDisableTiming);
+    *event = made;
+    return say(to, "cudaEventCreate", error);
+}
+
+relay_status event_wait(int32_t index, void *event, relayi_cuda_error *to) {
+    cudaError_t error = cudaEventQuery(static_cast<cudaEvent_t>(event));
+    if (error == cudaSuccess) return RELAY_OK;
+    if (error != cudaErrorNotReady) return say(to, "a run of this plan", error);
+    cudaGetLastError();
+    current_device current(index);
+    return say(to, "waiting for a run of this plan", cudaEventSynchronize(static_cast<cudaEvent_t>(event)));
+}
+
+void event_destroy(int32_t index, void *event) {
+    current_device current(index);
+    if (event) cudaEventDestroy(static_cast<cudaEvent_t>(event));
+}
+
+/* Copies the list and marks when that is done. */
+cudaError_t copy_list(const relayi_cuda_attend *call, cudaStream_t stream) {
+    cudaStreamCaptureStatus capture = cudaStreamCaptureStatusNone;
+    cudaError_t error = cudaMemcpyAsync(call->params.list, call->host_list, call->list_bytes, cudaMemcpyHostToDevice, stream);
+    if (error == cudaSuccess && call->copied) error = cudaStreamIsCapturing(stream, &capture);
+    if (error != cudaSuccess || !call->copied) return error;
+    unsigned flags = capture == cudaStreamCaptureStatusActive ? cudaEventRecordExternal : cudaEventRecordDefault;
+    return cudaEventRecordWithFlags(static_cast<cudaEvent_t>(call->copied), stream, flags);
+}
+
 relay_status attend(const relayi_cuda_attend *call, relayi_cuda_error *to) {
     current_device current(call->device);
     if (current.error != cudaSuccess) return say(to, "cudaSetDevice", current.error);
@@ -113,11 +146,10 @@ relay_status attend(const relayi_cuda_attend *call, relayi_cuda_error *to) {
     int multiprocessors = 0, major = 0;
     cudaError_t error = cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, call->device);
     if (error == cudaSuccess) error = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, call->device);
-    if (error == cudaSuccess && call->list_bytes > 0)
-        error = cudaMemcpyAsync(call->params.list, call->host_list, call->list_bytes, cudaMemcpyHostToDevice, stream);
+    if (error == cudaSuccess && call->list_bytes > 0) error = copy_list(call, stream);
     if (error != cudaSuccess) return say(to, "copying the work list", error);
     status = say(to, "launching attention", launch_attend(call, multiprocessors, stream));
-    if (status != RELAY_OK || call->kernel == RELAYI_CUDA_HOPPER) return status; /* that one merges by itself */
+    if (status != RELAY_OK || relayi_cuda_merges_inside(call)) return status;
     return say(to, "launching the merge", relayi_cuda_merge(call, major, stream));
 }
 
@@ -252,7 +284,8 @@ relay_status time_graph(int32_t index, void *graph, const void *flushed, size_t 
 }
 
 const relayi_cuda_ops ops = {RELAYI_CUDA_VERSION, sizeof(relayi_cuda_ops), open_device, pin, unpin, reachable, attend,
-                             write, fuse, calibrate, kernel_name, alloc, release, copy, fill, stream_create,
+                             write, fuse, calibrate, kernel_name,
+                             event_create, event_wait, event_destroy, alloc, release, copy, fill, stream_create,
                              stream_wait, stream_destroy, capture_begin, capture_end, graph_launch, graph_destroy,
                              flush, time_graph};
 
