@@ -19,8 +19,8 @@ static const float token_cost[RELAYI_CUDA_NUM_SHAPES] = {1.0f, 1.6f, 3.0f};
  * again, to pay for a part. */
 #define MIN_CHUNK 128
 #define MIN_SAVING 8000
-#define MIN_SAVING_HOPPER 64000 /* bench/fit_cuda.py */
-#define MIN_SAVING_LONG 57000   /* the same for prompts of so many tokens, which plain attention has to cut up */
+#define MIN_SAVING_HOPPER 64000 /* of all prompts together: bench/fit_cuda.py */
+#define MIN_SAVING_LONG 57000   /* the same with a prompt of so many tokens, which plain attention has to cut up */
 #define LONG_PROMPT 4096
 #define EXTRA_STATES_PER_SLOT 256 /* states that cutting may add */
 
@@ -37,7 +37,7 @@ typedef struct builder {
     int32_t *order;               /* cuts by falling unit cost */
     int32_t num_cuts, num_rows;
     int64_t num_pieces, num_ids;
-    bool hopper;
+    bool hopper, shares; /* the kernel; whether sharing pays at all */
 } builder;
 
 /* ---- memory --------------------------------------------------------------- */
@@ -146,17 +146,31 @@ static bool hopper_computes(const relay_plan *plan) {
            !a->use_alibi && a->sliding_window == 0 && plan->group <= RELAYI_CUDA_HOPPER_ROWS && !plan->options.repeatable;
 }
 
-static bool relay_pays(const builder *b, int32_t segment) {
+static int64_t saving_of(const builder *b, int32_t segment) {
     const relayi_segment *s = &b->content->segments[segment];
+    return (int64_t)(s->count - 1) * s->kv.length * b->plan->attention.num_kv_heads;
+}
+
+/* On Hopper a step that shares costs some microseconds more than one that does not, however many
+ * prompts it has. */
+static bool sharing_pays(const builder *b) {
+    int64_t total = 0, least = MIN_SAVING_HOPPER;
+    if (!hopper_computes(b->plan)) return true;
+    for (int32_t s = 0; s < b->content->num_segments; s++) {
+        if (saving_of(b, s) < MIN_SAVING) continue;
+        total += saving_of(b, s);
+        if (b->content->segments[s].kv.length >= LONG_PROMPT) least = MIN_SAVING_LONG;
+    }
+    return total >= least;
+}
+
+static bool relay_pays(const builder *b, int32_t segment) {
     switch (b->plan->options.strategy) {
     case RELAY_STRATEGY_RELAY: return true;
     case RELAY_STRATEGY_PLAIN: return false;
     default: break;
     }
-    if (b->plan->options.repeatable) return true;
-    int64_t least = MIN_SAVING;
-    if (hopper_computes(b->plan)) least = s->kv.length >= LONG_PROMPT ? MIN_SAVING_LONG : MIN_SAVING_HOPPER;
-    return (int64_t)(s->count - 1) * s->kv.length * b->plan->attention.num_kv_heads >= least;
+    return b->plan->options.repeatable || (b->shares && saving_of(b, segment) >= MIN_SAVING);
 }
 
 static void shape_rows(const builder *b, relayi_cuda_cut *cut, int32_t most) {
@@ -749,6 +763,7 @@ relay_status relayi_cuda_plan_build(relay_plan *plan, const relayi_forest_conten
     plan->info = (relay_plan_info){.num_requests = content->num_requests};
     b.num_rows = content->query_start ? content->query_start[content->num_requests] : 0;
     plan->num_rows = plan->info.num_rows = b.num_rows;
+    b.shares = sharing_pays(&b);
     status = check_bounds(&b);
     if (status == RELAY_OK) status = choose_kernel(&b);
     if (status != RELAY_OK) return status;
