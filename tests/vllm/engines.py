@@ -8,10 +8,12 @@ from vllm import LLM, SamplingParams
 from vllm.distributed import cleanup_dist_env_and_memory
 from vllm.model_executor.models import ModelRegistry
 from vllm.model_executor.models.gemma2 import Gemma2ForCausalLM
+from vllm.model_executor.models.gemma3 import Gemma3ForCausalLM
 from vllm.model_executor.models.llama import LlamaForCausalLM
 from vllm.model_executor.models.qwen3 import Qwen3ForCausalLM
 
-for _model in (LlamaForCausalLM, Qwen3ForCausalLM, Gemma2ForCausalLM):  # else a process each looks at their classes
+# registered as classes: else vLLM starts a process to look at each
+for _model in (LlamaForCausalLM, Qwen3ForCausalLM, Gemma2ForCausalLM, Gemma3ForCausalLM):
     ModelRegistry.register_model(_model.__name__, _model)
 ModelRegistry.register_model("MistralForCausalLM", LlamaForCausalLM)
 

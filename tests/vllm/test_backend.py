@@ -10,6 +10,7 @@ from relay_attention_port.relay_attention_backend import RelayAttentionBackend, 
 from relay_attention_port.vllm import counters
 
 BLOCK = 16
+POOL = 400  # blocks
 
 
 class Table:
@@ -28,14 +29,15 @@ class Step:
     def __init__(self, requests, heads, kv_heads, size, dtype=torch.bfloat16, seed=0, **settings):
         rng = np.random.default_rng(seed)
         self.requests, self.dtype = requests, dtype
-        self.num_blocks = 400
-        free = iter(rng.permutation(np.arange(100, self.num_blocks)))
+        self.num_blocks = POOL
+        taken = {block for _, _, shared in requests for block in shared}
+        free = iter(rng.permutation(sorted(set(range(self.num_blocks)) - taken)))
         longest = max(-(-tokens // BLOCK) for tokens, _, _ in requests)
         self.table = np.full((len(requests), longest + 2), 2**30, np.int32)  # behind a request's blocks: wild
         self.ids = []
         for r, (tokens, _, shared) in enumerate(requests):
             count = -(-tokens // BLOCK)
-            ids = (list(shared) + [next(free) for _ in range(count)])[:count]
+            ids = (list(shared) + [next(free) for _ in range(count - len(shared))])[:count]
             self.table[r, :count] = ids
             self.ids.append(ids)
         self.lens = np.array([tokens for tokens, _, _ in requests], np.int32)

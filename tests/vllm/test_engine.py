@@ -1,10 +1,12 @@
 """Whole answers: vLLM with the relay, without it, and `relay generate`."""
+import os
 import random
 
 import pytest
 from engines import counted, counted_since, engine, greedy, random_model
-from serving import LOOKUP, Run, handbook
+from serving import LOOKUP, ROOT, Run, handbook
 
+GEMMA = os.path.join(ROOT, "models", "gemma", "checkpoint")
 GROUPS = [(60, 3), (250, 5), (120, 7), (30, 11)]  # entries and seed of a handbook
 
 
@@ -66,30 +68,49 @@ KINDS = {"llama": ("Llama", {}), "qwen3": ("Qwen3", {}), "mistral": ("Mistral", 
                                "hidden_activation": "gelu_pytorch_tanh"})}
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_random_models(kind, tmp_path):
-    """Relayed and plain runs give the same logprobs up to bf16's rounding, and the same text while the two best tokens
-    are further apart than that."""
-    name, changes = KINDS[kind]
-    model = random_model(tmp_path, name, **changes)
-    asks, results = random_prompts(24, 3), {}
-    for strategy in ("relay", "plain"):
-        with engine(model, strategy, max_model_len=1024) as llm:
-            before = counted(llm)
-            results[strategy] = llm.generate(asks, greedy(12, logprobs=2, ignore_eos=True), use_tqdm=False)
-            did = counted_since(llm, before)
-        assert (did["relayed_steps"] > 0) == (strategy == "relay")
+def agree(relayed, plain):
+    """Logprobs equal up to bf16's rounding, and the same text while the two best tokens are further apart than that.
+    Returns how many tokens were compared."""
     compared = 0
-    for relayed, plain in zip(results["relay"], results["plain"]):
-        for token, wanted, ours, theirs in zip(relayed.outputs[0].token_ids, plain.outputs[0].token_ids,
-                                               relayed.outputs[0].logprobs, plain.outputs[0].logprobs):
-            assert abs(max(p.logprob for p in ours.values()) - max(p.logprob for p in theirs.values())) < 0.15
-            first, second = sorted((p.logprob for p in theirs.values()), reverse=True)[:2]
+    for one, other in zip(relayed, plain):
+        ours, theirs = one.outputs[0], other.outputs[0]
+        for token, wanted, mine, its in zip(ours.token_ids, theirs.token_ids, ours.logprobs, theirs.logprobs):
+            assert abs(max(p.logprob for p in mine.values()) - max(p.logprob for p in its.values())) < 0.15
+            first, second = sorted((p.logprob for p in its.values()), reverse=True)[:2]
             if token != wanted:
                 assert first - second < 0.15  # a tie; what follows has another beginning
                 break
             compared += 1
-    assert compared > 150
+    return compared
+
+
+def both_ways(model, asks, tokens, **options):
+    results = {}
+    for strategy in ("relay", "plain"):
+        with engine(model, strategy, **options) as llm:
+            before = counted(llm)
+            results[strategy] = llm.generate(asks, greedy(tokens, logprobs=2, ignore_eos=True), use_tqdm=False)
+            did = counted_since(llm, before)
+        assert (did["relayed_steps"] > 0) == (strategy == "relay")
+    return results["relay"], results["plain"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_random_models(kind, tmp_path):
+    name, changes = KINDS[kind]
+    model = random_model(tmp_path, name, **changes)
+    assert agree(*both_ways(model, random_prompts(24, 3), 12, max_model_len=1024)) > 150
+
+
+@pytest.mark.skipif(not os.path.exists(os.path.join(GEMMA, "model.safetensors")), reason="models/gemma/fetch not run")
+def test_gemma():
+    """Windows of 512 tokens in most layers, one kv head of 256; prompts beyond the window."""
+    with open(os.path.join(ROOT, "docs", "how-it-works.md")) as f:
+        page = f.read()
+    systems = [page[:5000], page[:2500] + "\nAnswer in one sentence.\n"]
+    questions = ["What is a forest?", "What is a plan?", "Who takes items?", "What is packed?", "What is a page?"]
+    asks = [f"{system}\n\nQ: {question}\nA:" for question in questions for system in systems]
+    assert agree(*both_ways(GEMMA, asks, 16, max_model_len=2048)) > 100
 
 
 def test_bad_settings_name_the_field():
