@@ -37,7 +37,7 @@ typedef struct builder {
     int32_t *order;               /* cuts by falling unit cost */
     int32_t num_cuts, num_rows;
     int64_t num_pieces, num_ids;
-    bool hopper, shares; /* the kernel; whether sharing pays at all */
+    bool hopper, shares, shares_much; /* the kernel; whether sharing pays at all, and on Hopper's kernel */
 } builder;
 
 /* ---- memory --------------------------------------------------------------- */
@@ -151,17 +151,21 @@ static int64_t saving_of(const builder *b, int32_t segment) {
     return (int64_t)(s->count - 1) * s->kv.length * b->plan->attention.num_kv_heads;
 }
 
-/* On Hopper a step that shares costs some microseconds more than one that does not, however many
- * prompts it has. */
-static bool sharing_pays(const builder *b) {
-    int64_t total = 0, least = MIN_SAVING_HOPPER;
-    if (!hopper_computes(b->plan)) return true;
+/* A step of the Hopper kernel costs some microseconds more than plain attention, however many prompts it has;
+ * for less, sharing on the general kernel pays where the users' own tokens are few beside what is saved. */
+static void weigh_sharing(builder *b) {
+    int64_t total = 0, own = 0, least = MIN_SAVING_HOPPER;
+    b->shares = true;
+    if (!hopper_computes(b->plan)) return;
     for (int32_t s = 0; s < b->content->num_segments; s++) {
         if (saving_of(b, s) < MIN_SAVING) continue;
         total += saving_of(b, s);
         if (b->content->segments[s].kv.length >= LONG_PROMPT) least = MIN_SAVING_LONG;
     }
-    return total >= least;
+    for (int32_t r = 0; r < b->content->num_requests; r++)
+        own += (int64_t)b->content->own[r].length * b->plan->attention.num_kv_heads;
+    b->shares_much = total >= least;
+    b->shares = b->shares_much || total >= 2 * own;
 }
 
 static bool relay_pays(const builder *b, int32_t segment) {
@@ -720,13 +724,11 @@ static bool few_rows(const builder *b) {
     return true;
 }
 
-/* Plain attention alone is faster on the general kernel, whose blocks have twice the warps for it. */
+/* Plain attention, and little that is shared, are faster on the general kernel: its blocks have twice the warps. */
 static bool relays(const builder *b) {
     relay_strategy strategy = b->plan->options.strategy;
-    if (b->cuda->bounded || strategy == RELAY_STRATEGY_RELAY) return strategy != RELAY_STRATEGY_PLAIN;
-    for (int32_t s = 0; s < b->content->num_segments; s++)
-        if (relay_pays(b, s)) return true;
-    return false;
+    if (strategy == RELAY_STRATEGY_PLAIN) return false;
+    return b->cuda->bounded || strategy == RELAY_STRATEGY_RELAY || b->shares_much;
 }
 
 static relay_status choose_kernel(builder *b) {
@@ -763,7 +765,7 @@ relay_status relayi_cuda_plan_build(relay_plan *plan, const relayi_forest_conten
     plan->info = (relay_plan_info){.num_requests = content->num_requests};
     b.num_rows = content->query_start ? content->query_start[content->num_requests] : 0;
     plan->num_rows = plan->info.num_rows = b.num_rows;
-    b.shares = sharing_pays(&b);
+    weigh_sharing(&b);
     status = check_bounds(&b);
     if (status == RELAY_OK) status = choose_kernel(&b);
     if (status != RELAY_OK) return status;
