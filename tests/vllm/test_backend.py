@@ -151,6 +151,20 @@ def test_block_ids_are_used_again():
         step.kv_cache.copy_(step.kv_cache.flip(1) * 0.5)
 
 
+def test_memory_is_flat():
+    def resident_mib():
+        with open("/proc/self/statm") as f:
+            return int(f.read().split()[1]) * 4096 / 2**20
+    step, impl = Step(MIXED, 4, 2, 64, strategy="relay"), impl_of(4, 2, 64)
+    longest, rng = step.lens.copy(), np.random.default_rng(1)
+    for i in range(700):
+        if i == 100:
+            before = resident_mib()
+        step.lens[:] = np.maximum(longest - rng.integers(0, 10, len(longest)), np.diff(step.starts))
+        impl.forward(None, step.query, step.key, step.value, step.kv_cache, step.build(), step.output)
+    assert resident_mib() - before < 4
+
+
 def test_settings_bound_what_is_shared():
     def groups(**settings):
         before = counters().groups
