@@ -14,7 +14,7 @@ import sys
 import threading
 from ctypes import POINTER, byref, c_char_p, c_int32, c_int64, c_size_t, c_uint64, c_void_p
 from pathlib import Path
-from typing import Any, Optional, TypeVar
+from typing import Any, Callable, Optional, TypeVar
 
 from . import c_structs as c
 from .errors import ClosedError, LibraryLoadError, error_of
@@ -213,9 +213,9 @@ class Handle:
         for owner in owners:
             owner._dependents.add(id(self))
 
-    def is_mine(self) -> bool:
-        """False in a child of fork()."""
-        return self._process == os.getpid()
+    def is_mine(self, getpid: Callable[[], int] = os.getpid) -> bool:
+        """False in a child of fork().  getpid is an argument because at exit `os` may be gone before this is."""
+        return self._process == getpid()
 
     def __del__(self) -> None:
         self._dropped = True
