@@ -66,6 +66,13 @@ typedef struct amx_group {
     int32_t min_lo, max_lo, min_hi, max_hi, min_sinks, max_sinks;
 } amx_group;
 
+/* The next `bytes` of scratch. */
+static inline void *amx_carve(char **scratch, int64_t bytes) {
+    void *area = *scratch;
+    *scratch += bytes;
+    return area;
+}
+
 static inline uint16_t *amx_query_tile(const amx_work *work, int32_t block, int32_t term) {
     return work->query + ((int64_t)block * work->query_terms + term) * work->steps * AMX_TILE;
 }

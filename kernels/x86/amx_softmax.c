@@ -9,9 +9,6 @@
 
 #define UNROLL_16 _Pragma("GCC unroll 16")
 
-/* Natural units by which a maximum may grow before acc is rescaled: 8 in log2. */
-static const float LAZY = 5.5451775f;
-
 /* ---- reductions of 16 vectors to one vector of their 16 results */
 
 typedef __m512 combine_fn(__m512 a, __m512 b);

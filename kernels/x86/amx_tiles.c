@@ -5,27 +5,16 @@
 #include "amx_vector.h"
 #include "x86.h"
 
-typedef struct tile_config {
-    uint8_t palette, start_row, reserved[14];
-    uint16_t row_bytes[16];
-    uint8_t rows[16];
-} tile_config;
-
 void relayi_amx_begin(int32_t rows) {
     tile_config config = {.palette = 1};
     for (int t = 0; t < 8; t++) {
         config.rows[t] = (uint8_t)(t < 5 ? rows : AMX_ROWS); /* of one row block: COLUMNS_4, ROWS_1 */
         config.row_bytes[t] = 2 * AMX_DEPTH;
     }
-    /* gcc's _tile_loadconfig tells the compiler of the first 8 bytes that it reads, no more. */
-    __asm__ volatile("" : : "r"(&config) : "memory");
-    _tile_loadconfig(&config);
+    load_config(&config);
 }
 
 void relayi_amx_end(void) { _tile_release(); }
-
-/* gcc's tile loads do not tell the compiler that they read memory. */
-INLINE void order_memory(void) { __asm__ volatile("" ::: "memory"); }
 
 /* How the four accumulators are laid out: row blocks by column tiles. */
 typedef enum shape { ROWS_1, ROWS_2, SQUARE, COLUMNS_4 } shape;

@@ -10,6 +10,24 @@
 
 #define LOG2_E 1.44269504f
 
+/* Natural units by which a maximum may grow before acc is rescaled: 8 in log2. */
+#define LAZY 5.5451775f
+
+typedef struct tile_config {
+    uint8_t palette, start_row, reserved[14];
+    uint16_t row_bytes[16];
+    uint8_t rows[16];
+} tile_config;
+
+/* gcc's _tile_loadconfig tells the compiler of the first 8 bytes that it reads, no more. */
+INLINE void load_config(const tile_config *config) {
+    __asm__ volatile("" : : "r"(config) : "memory");
+    _tile_loadconfig(config);
+}
+
+/* gcc's tile loads do not tell the compiler that they read memory. */
+INLINE void order_memory(void) { __asm__ volatile("" ::: "memory"); }
+
 /* 2^t, relative error below 3e-7; 0 from about -150 down, NaN stays.  The polynomial is a minimax
  * fit of 2^x on [0, 1) that is exact at 0, so a row's largest score gives exactly 1. */
 INLINE __m512 exp2_ps(__m512 t) {

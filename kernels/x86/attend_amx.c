@@ -10,16 +10,6 @@
 
 /* ---- scratch */
 
-typedef struct carver {
-    char *at;
-} carver;
-
-static void *carve(carver *scratch, int64_t bytes) {
-    void *area = scratch->at;
-    scratch->at += bytes;
-    return area;
-}
-
 enum {
     QUERY_BYTES = AMX_MAX_BLOCKS * AMX_MAX_TERMS * AMX_MAX_STEPS * AMX_TILE_BYTES,
     SCORE_BYTES = AMX_GROUP * AMX_COLUMNS * AMX_ROWS * AMX_ROWS * 4,
@@ -37,14 +27,14 @@ static amx_work begin_work(const relayi_attend_args *args, int32_t query_terms, 
     /* The largest raw score is the largest score only where the scale is positive. */
     work.transform = args->soft_cap > 0.0f || args->slope || !(args->scale > 0.0f);
     work.natural = work.transform ? 1.0f : args->scale;
-    carver scratch = {args->scratch};
-    work.query = carve(&scratch, (int64_t)work.blocks * query_terms * work.steps * AMX_TILE_BYTES);
-    work.scores = carve(&scratch, SCORE_BYTES);
-    work.prob = carve(&scratch, PROB_BYTES);
-    work.tail = carve(&scratch, TAIL_BYTES);
-    work.key = carve(&scratch, KV_BYTES);
-    work.value = carve(&scratch, KV_BYTES);
-    work.clean = carve(&scratch, KV_BYTES);
+    char *scratch = args->scratch;
+    work.query = amx_carve(&scratch, (int64_t)work.blocks * query_terms * work.steps * AMX_TILE_BYTES);
+    work.scores = amx_carve(&scratch, SCORE_BYTES);
+    work.prob = amx_carve(&scratch, PROB_BYTES);
+    work.tail = amx_carve(&scratch, TAIL_BYTES);
+    work.key = amx_carve(&scratch, KV_BYTES);
+    work.value = amx_carve(&scratch, KV_BYTES);
+    work.clean = amx_carve(&scratch, KV_BYTES);
     return work;
 }
 

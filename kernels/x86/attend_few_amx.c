@@ -28,9 +28,6 @@ enum {
     PIECE = 256 /* bytes asked for at once */
 };
 
-/* Natural units by which a maximum may grow before acc is rescaled: 8 in log2. */
-static const float LAZY = 5.5451775f;
-
 /* Where a block's 16 tokens begin, tokens `stride` bytes apart. */
 typedef struct token_block {
     const char *key, *value;
@@ -94,17 +91,12 @@ INLINE void ask(asker *ahead) {
 /* ---- tiles: 0-3 have a row for each query row, 4-7 sixteen; 4-6 have a column for each */
 
 static void configure(const few_work *work) {
-    struct {
-        uint8_t palette, start_row, reserved[14];
-        uint16_t row_bytes[16];
-        uint8_t rows[16];
-    } config = {.palette = 1};
+    tile_config config = {.palette = 1};
     for (int t = 0; t < 8; t++) {
         config.rows[t] = (uint8_t)(t < 4 ? work->rows : AMX_ROWS);
         config.row_bytes[t] = (uint16_t)(t >= 4 && t < 7 ? 4 * work->width : 64);
     }
-    __asm__ volatile("" : : "r"(&config) : "memory");
-    _tile_loadconfig(&config);
+    load_config(&config);
 }
 
 /* Scores of two blocks of 16 tokens. */
@@ -142,9 +134,6 @@ INLINE void value_columns(few_work *work, few_head *head, int32_t k) {
     _tile_stored(0, head->out + 2 * k * tile, 64);
     _tile_stored(1, head->out + (2 * k + 1) * tile, 64);
 }
-
-/* gcc's tile loads do not tell the compiler that they read memory. */
-INLINE void order_memory(void) { __asm__ volatile("" ::: "memory"); }
 
 static void multiply_keys(few_work *work) {
     order_memory();
@@ -352,21 +341,15 @@ enum {
 };
 _Static_assert(FEW_HEADS * HEAD_BYTES <= RELAYI_SCRATCH_AMX, "kernel_list.h");
 
-static void *carve(char **at, int64_t bytes) {
-    void *area = *at;
-    *at += bytes;
-    return area;
-}
-
 static void begin_head(const few_work *work, const relayi_attend_args *args, char **scratch, few_head *head) {
     int64_t tile = work->rows * 64;
     head->args = args;
-    head->query = carve(scratch, (int64_t)work->steps * AMX_ROWS * work->width * 4);
-    head->scores = carve(scratch, (int64_t)FEW_BLOCKS * AMX_ROWS * work->width * 4);
-    head->even = carve(scratch, FEW_BLOCKS * tile);
-    head->odd = carve(scratch, FEW_BLOCKS * tile);
-    head->out = carve(scratch, 2 * work->steps * tile);
-    head->tail = carve(scratch, 2 * AMX_ROWS * 2 * (int64_t)args->head_dim);
+    head->query = amx_carve(scratch, (int64_t)work->steps * AMX_ROWS * work->width * 4);
+    head->scores = amx_carve(scratch, (int64_t)FEW_BLOCKS * AMX_ROWS * work->width * 4);
+    head->even = amx_carve(scratch, FEW_BLOCKS * tile);
+    head->odd = amx_carve(scratch, FEW_BLOCKS * tile);
+    head->out = amx_carve(scratch, 2 * work->steps * tile);
+    head->tail = amx_carve(scratch, 2 * AMX_ROWS * 2 * (int64_t)args->head_dim);
 }
 
 static void begin_work(few_work *work, const relayi_attend_args *calls, int32_t heads) {
