@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import os
+import re
 import threading
-from typing import NamedTuple, Optional
+from typing import Any, NamedTuple, Optional
+
+import numpy as np
 
 from . import c_structs as c
+from . import cuda_tensors
 from .c_library import Owner, library, open_handle, receive_log
 from .errors import InvalidArgumentError, WrongDeviceError
 from .tensor_view import TensorView, int32
@@ -34,24 +39,39 @@ class Calibration(NamedTuple):
     peak_gflops: float
 
 
+def _kind_and_index(kind: Any, index: Optional[int]) -> tuple[str, int]:
+    """"cuda:1", or a torch device, is kind and index in one."""
+    named = re.fullmatch(r"(cpu|cuda)(?::(\d{1,9}))?", str(kind))
+    if named is None:
+        raise InvalidArgumentError(f"kind: {kind!r}, expected 'cpu', 'cuda' or 'cuda:INDEX'")
+    number = 0 if index is None else int32(index, "index")
+    if named[2] is not None:
+        if index is not None and number != int(named[2]):
+            raise InvalidArgumentError(f"index: {number}, but kind is {str(kind)!r}")
+        number = int(named[2])
+    return named[1], number
+
+
 class Device(Owner):
     """The CPU with a number of threads, or one CUDA device. May be shared by any number of threads.
 
-    kind: "cpu" or "cuda"; index: the CUDA ordinal; threads: CPU threads of a run, 0 for OpenMP's own number;
-    cpu_level: the highest kernel family to use ("scalar", "avx2", "avx512", "avx512bf16", "amx"), None for the
-    best there is. What the library logs goes to the logger "relay_attention_port".
+    kind: "cpu", "cuda", "cuda:1" or a torch.device; index: the CUDA ordinal, where kind does not say it (default 0);
+    threads: CPU threads of a run, 0 for OpenMP's own number; cpu_level: the highest kernel family to use ("scalar",
+    "avx2", "avx512", "avx512bf16", "amx"), None for the best there is. What the library logs goes to the logger
+    "relay_attention_port".
+
+    A CUDA device takes torch's CUDA tensors, and others' by DLPack, of that device alone. What runs there is
+    asynchronous, on torch's current stream unless a call names another.
 
     Raises InvalidArgumentError, NoDeviceError, OutOfMemoryError, LibraryLoadError.
     """
 
-    def __init__(self, kind: str = "cpu", index: int = 0, threads: int = 0, cpu_level: Optional[str] = None) -> None:
-        if kind not in _KINDS:
-            raise InvalidArgumentError(f"kind: {kind!r}, expected 'cpu' or 'cuda'")
-        self.kind, self.index = kind, int32(index, "index")
-        self.place = (kind, self.index)
+    def __init__(self, kind: Any = "cpu", index: Optional[int] = None, threads: int = 0,
+                 cpu_level: Optional[str] = None) -> None:
+        self.place = self.kind, self.index = _kind_and_index(kind, index)
         self.lib = library()
         options = self.lib.defaults(c.DeviceOptions)
-        options.kind = _KINDS[kind]
+        options.kind = _KINDS[self.kind]
         options.index = self.index
         options.threads = int32(threads, "threads")
         options.cpu_level = None if cpu_level is None else cpu_level.encode()
@@ -74,8 +94,16 @@ class Device(Owner):
     def check_here(self, view: TensorView, name: str) -> TensorView:
         """Raises WrongDeviceError for a tensor that lies elsewhere."""
         if view.device != self.place:
-            raise WrongDeviceError(f"{name}: on {view.device[0]}:{view.device[1]}, expected {self.kind}:{self.index}")
+            what = "a numpy array, " if isinstance(view.owner, np.ndarray) else ""
+            raise WrongDeviceError(f"{name}: {what}on {view.device[0]}:{view.device[1]}, expected a tensor on "
+                                   f"{self.kind}:{self.index}")
         return view
+
+    def stream(self, given: Optional[int]) -> Optional[int]:
+        """The stream of a call that names one, or none: torch's current one on a CUDA device."""
+        if given is None and self.kind == "cuda":
+            return cuda_tensors.current_stream(self.index)
+        return given
 
 
 _default: Optional[Device] = None
@@ -90,3 +118,17 @@ def default_device() -> Device:
         if _default is None or _default.closed or _default_process != os.getpid():
             _default, _default_process = Device(), os.getpid()
         return _default
+
+
+@functools.lru_cache(maxsize=None)
+def cuda_device(index: int = 0) -> Device:
+    """A CUDA device, opened at the first call and shared by the process. Raises NoDeviceError."""
+    return Device("cuda", index)
+
+
+def device_of(view: TensorView) -> Device:
+    """The process's device where a tensor lies. Raises NoDeviceError, WrongDeviceError."""
+    kind, index = view.device
+    if kind not in _KINDS:
+        raise WrongDeviceError(f"a tensor on {kind}:{index}, expected the CPU or a CUDA device")
+    return default_device() if kind == "cpu" else cuda_device(index)

@@ -8,8 +8,9 @@ from typing import Any, Optional, Sequence
 import numpy as np
 
 from . import c_structs as c
+from .cuda_tensors import slots_address
 from .devices import Device
-from .errors import BadShapeError, WrongDeviceError
+from .errors import BadShapeError
 from .plans import Plan
 from .tensor_view import int_array, output_view, tensor_view
 
@@ -25,7 +26,8 @@ def fuse(device: Device, outputs: Sequence[Any], lses: Sequence[Any], output: An
 
     outputs: each [T, H, D] f32, f16 or bf16, last stride 1; lses: each [T, H] float32, natural log, any strides;
     output: [T, H, D], may be outputs[0]; lse: [T, H] float32, may be lses[0]. Accumulates in float32. A part
-    whose lse is -inf (or +inf) is empty. Releases the GIL.
+    whose lse is -inf (or +inf) is empty. Releases the GIL. CUDA: asynchronous on `stream` (a cudaStream_t), default
+    torch's current one.
     Raises BadDtypeError, BadShapeError, BadStrideError, OverlapError, InvalidArgumentError, WrongDeviceError.
     """
     if len(outputs) != len(lses):
@@ -40,7 +42,7 @@ def fuse(device: Device, outputs: Sequence[Any], lses: Sequence[Any], output: An
     args.output = here(output_view(output, "output"), "output").c
     if lse is not None:
         args.lse = here(output_view(lse, "lse"), "lse").c
-    args.stream = stream
+    args.stream = device.stream(stream)
     lib.call(lib.c.relay_fuse, device.pointer, ctypes.byref(args))
 
 
@@ -49,7 +51,8 @@ def cache_write(device: Device, key: Any, value: Any, key_pool: Any, value_pool:
     """Puts new K/V into pages, rounding to the pools' dtype (to nearest, ties to even). Releases the GIL.
 
     key, value: [T, Hkv, D], last stride 1; pools: [num_blocks, block_size, Hkv, D]; slot_mapping: [n <= T] integers,
-    block_id * block_size + offset, a negative one skips its token; on CUDA an int64 tensor there.
+    block_id * block_size + offset, a negative one skips its token. CUDA: asynchronous on `stream`, default torch's
+    current one; slot_mapping is a dense int64 torch tensor there, and a slot beyond the pool is skipped.
     Raises BadDtypeError, BadShapeError, BadStrideError, OutOfRangeError (slot), OverlapError, WrongDeviceError.
     """
     lib, here = device.lib, device.check_here
@@ -58,12 +61,9 @@ def cache_write(device: Device, key: Any, value: Any, key_pool: Any, value_pool:
     args.key_pool = here(output_view(key_pool, "key_pool"), "key_pool").c
     args.value_pool = here(output_view(value_pool, "value_pool"), "value_pool").c
     if device.kind == "cuda":
-        if getattr(slot_mapping, "is_cuda", False) is not True or str(slot_mapping.dtype) != "torch.int64":
-            raise WrongDeviceError("slot_mapping: expected an int64 torch tensor on the device")
-        slots: Any = slot_mapping.contiguous()
-        args.slot_mapping, args.num_slots = slots.data_ptr(), slots.numel()
+        args.slot_mapping, args.num_slots = slots_address(slot_mapping, device.index)
     else:
-        slots = int_array(slot_mapping, "slot_mapping", np.int64)
+        slots: Any = int_array(slot_mapping, "slot_mapping", np.int64)
         args.slot_mapping, args.num_slots = slots.ctypes.data, len(slots)
-    args.stream = stream
+    args.stream = device.stream(stream)
     lib.call(lib.c.relay_cache_write, device.pointer, ctypes.byref(args))

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, Optional, Sequence
 
 from . import c_structs as c
 from .c_library import Owner, open_handle
+from .cuda_tensors import PlanMemory
 from .devices import Device
 from .errors import BadShapeError, InvalidArgumentError, StalePlanError
 from .forests import Forest
@@ -92,12 +93,15 @@ class Plan(Owner):
         self._borrowed: Optional[tuple[object, ...]] = None
         self._workspace: Any = None
         self._workspace_bytes = 0
+        self._cuda = PlanMemory(device.index) if device.kind == "cuda" else None
 
     def build(self, forest: Forest) -> "Plan":
         """Plans a step. The forest must stay unchanged while the plan is run (else: StalePlanError).
         Raises WrongDeviceError, InvalidArgumentError, OutOfRangeError, OutOfMemoryError."""
         self._borrowed = None
         self.lib.call(self.lib.c.relay_plan_build, self.pointer, forest.pointer)
+        if self._cuda is not None:
+            self._cuda.rebuilt()
         self._borrowed = (forest.handle, forest.pins)
         self._grow_workspace()
         return self
@@ -114,10 +118,8 @@ class Plan(Owner):
         need = self.workspace_bytes
         if need <= self._workspace_bytes:
             return
-        if self.device.kind == "cuda":
-            import torch
-            self._workspace = torch.empty(need, dtype=torch.uint8, device=f"cuda:{self.device.index}")
-            self._args.workspace = self._workspace.data_ptr()
+        if self._cuda is not None:
+            self._args.workspace = self._cuda.reserve(need)
         else:
             self._workspace = aligned_bytes(need)
             self._args.workspace = self._workspace.ctypes.data
@@ -132,13 +134,19 @@ class Plan(Owner):
 
     def run(self, query: Any, output: Any, *, key_pool: Any = None, value_pool: Any = None,
             contiguous: Sequence[tuple[Any, Any]] = (), layer: int = 0, lse: Any = None, alibi_slopes: Any = None,
-            sinks: Any = None, stream: Optional[int] = None, plan_in_workspace: bool = False) -> None:
+            sinks: Any = None, stream: Optional[int] = None, plan_in_workspace: Optional[bool] = None) -> None:
         """Computes one layer into `output` (and `lse`). Nothing is copied; the GIL is released meanwhile.
 
         query, output: [T, Hq, D], T >= the plan's rows, last stride 1; key_pool, value_pool: [num_blocks,
         block_size, Hkv, D], the new tokens already in place; contiguous: (key, value) pairs, [n, Hkv, D] each;
-        layer: of packed prompts; lse: [T, Hq] float32, natural log; alibi_slopes, sinks: [Hq] floats. stream: a
-        cudaStream_t. The plan's own workspace is used: one run of a plan at a time.
+        layer: of packed prompts; lse: [T, Hq] float32, natural log; alibi_slopes, sinks: [Hq] floats (CUDA: float32
+        tensors there). The plan's own workspace is used: one run of a plan at a time.
+
+        CUDA: asynchronous on `stream` (a cudaStream_t that lives until the plan runs on another), default torch's
+        current one; after a run of the same plan on another stream it waits there, on the device. It can be captured
+        into a graph (of torch's current stream), if the plan has bounds: each replay then takes the plan as built
+        last, and the plan must outlive the graph. plan_in_workspace True: the work list is not copied, since a run
+        before this one, in the same graph, has brought it; default: copied once for each build, and in each graph run.
         Raises, before anything is written: StalePlanError, BadDtypeError, BadShapeError, BadStrideError,
         OutOfRangeError, OverlapError, MisalignedError, WrongDeviceError, NullPointerError, InvalidArgumentError.
         """
@@ -152,7 +160,6 @@ class Plan(Owner):
                            else here(tensor_view(value_pool, "value_pool"), "value_pool").c)
         args.lse = _NO_TENSOR if lse is None else here(output_view(lse, "lse"), "lse").c
         args.layer = int32(layer, "layer")
-        args.stream, args.plan_in_workspace = stream, bool(plan_in_workspace)
         args.num_contiguous = len(contiguous)
         keep = [self._set_per_head("alibi_slopes", alibi_slopes), self._set_per_head("sinks", sinks)]
         args.contiguous = None
@@ -161,7 +168,16 @@ class Plan(Owner):
                                  here(tensor_view(value, f"contiguous[{i}].value"), f"contiguous[{i}].value").c)
                      for i, (key, value) in enumerate(contiguous)]
             args.contiguous = (c.KvTensors * len(pairs))(*pairs)
-        self.lib.call(self.lib.c.relay_run, self.pointer, ctypes.byref(args))
+        if self._cuda is None:
+            args.stream, args.plan_in_workspace = stream, bool(plan_in_workspace)
+        else:
+            args.stream, args.plan_in_workspace = self._cuda.enter(stream, plan_in_workspace)
+        try:
+            self.lib.call(self.lib.c.relay_run, self.pointer, ctypes.byref(args))
+        except BaseException:
+            if self._cuda is not None:
+                self._cuda.rebuilt()
+            raise
         del keep
 
     def _set_per_head(self, name: str, values: Any) -> Any:

@@ -15,6 +15,7 @@ from typing import Any, Optional, Union
 import numpy as np
 
 from . import c_structs as c
+from .cuda_tensors import dlpack_stream
 from .errors import (BadDtypeError, BadShapeError, BadStrideError, InvalidArgumentError, OutOfRangeError,
                      UnsupportedError, WrongDeviceError)
 
@@ -149,7 +150,10 @@ _capsule_pointer.argtypes, _capsule_pointer.restype = [ctypes.py_object, ctypes.
 
 def _of_dlpack(tensor: Any, name: str) -> TensorView:
     """Borrows a capsule: it is never marked as used, so its own destructor gives the memory back."""
-    capsule = tensor.__dlpack__()
+    kind, index = tensor.__dlpack_device__() if hasattr(tensor, "__dlpack_device__") else (1, 0)
+    if int(kind) not in _DL_DEVICES:
+        raise WrongDeviceError(f"{name}: on DLPack device {int(kind)}, expected the CPU or CUDA")
+    capsule = tensor.__dlpack__(stream=dlpack_stream(index)) if int(kind) == 2 else tensor.__dlpack__()
     dl = _DLTensor.from_address(_capsule_pointer(capsule, b"dltensor"))
     number = _DL_DTYPES.get((dl.code, dl.bits, dl.lanes))
     if number is None:
