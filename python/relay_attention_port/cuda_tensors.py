@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import sys
-from typing import Any, Optional
+from typing import TYPE_CHECKING, Any, Optional
 
 from .errors import BadDtypeError, BadShapeError, BadStrideError, WrongDeviceError
+
+if TYPE_CHECKING:
+    from .tensor_view import TensorView
 
 
 def memory(index: int) -> Any:
@@ -59,6 +62,55 @@ def floats(values: Any, index: int) -> Any:
     return torch.as_tensor(values, dtype=torch.float32).to(memory(index))
 
 
+def slots(numbers: Any, index: int) -> Any:
+    """Slots of a cache write, an int64 array, as a tensor on the device."""
+    import torch
+
+    return torch.from_numpy(numbers).to(memory(index))
+
+
+def raw_bytes(size: int, index: int) -> tuple[Any, int]:
+    """Uninitialised bytes on the device, and their address."""
+    import torch
+
+    tensor = torch.empty(size, dtype=torch.uint8, device=memory(index))
+    return tensor, int(tensor.data_ptr())
+
+
+_BYTES = {"f32": 4, "f16": 2, "bf16": 2}
+
+
+class _Memory:
+    """Device memory as ``torch.as_tensor`` takes it, whoever owns it; two-byte and four-byte numbers as integers."""
+
+    def __init__(self, view: TensorView) -> None:
+        size = _BYTES[view.dtype]
+        self.__cuda_array_interface__ = {"data": (view.c.data, True), "shape": view.shape, "version": 3,
+                                         "typestr": f"<i{size}", "strides": tuple(s * size for s in view.strides)}
+
+
+def same_bits(a: TensorView, b: TensorView) -> bool:
+    """Whether two views on one CUDA device hold the same numbers, bit by bit. Waits for the device."""
+    import torch
+
+    return bool(torch.equal(*(torch.as_tensor(_Memory(view), device=memory(view.device[1])) for view in (a, b))))
+
+
+def order(earlier: int, later: int, index: int) -> None:
+    """What comes on stream `later` comes after all that is queued on stream `earlier`."""
+    import torch
+
+    before, after = (torch.cuda.ExternalStream(stream, device=memory(index)) for stream in (earlier, later))
+    after.wait_stream(before)
+
+
+def used_by(tensor: Any, stream: int, index: int) -> None:
+    """Its memory is not given to anyone before what is queued on the stream is done."""
+    import torch
+
+    tensor.record_stream(torch.cuda.ExternalStream(stream, device=memory(index)))
+
+
 class PlanMemory:
     """A CUDA plan's workspace, and which stream its last run is on.
 
@@ -74,11 +126,9 @@ class PlanMemory:
 
     def reserve(self, size: int) -> int:
         """A workspace of `size` bytes; its address."""
-        import torch
-
-        self._workspace = torch.empty(size, dtype=torch.uint8, device=memory(self._index))
+        self._workspace, address = raw_bytes(size, self._index)
         self._stream, self._holds_plan = current_stream(self._index), False
-        return int(self._workspace.data_ptr())
+        return address
 
     def rebuilt(self) -> None:
         """The plan was built, or a run failed: the next run has to bring the work list."""
@@ -97,13 +147,8 @@ class PlanMemory:
         return now, skip
 
     def _follow(self, now: int) -> None:
-        """What comes on stream `now` comes after all that is queued on the last run's stream."""
-        import torch
-
-        place = memory(self._index)
-        following = torch.cuda.ExternalStream(now, device=place)
         if self._stream is not None:
-            following.wait_stream(torch.cuda.ExternalStream(self._stream, device=place))
+            order(self._stream, now, self._index)
         if self._workspace is not None:
-            self._workspace.record_stream(following)
+            used_by(self._workspace, now, self._index)
         self._stream, self._holds_plan = now, False

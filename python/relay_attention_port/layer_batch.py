@@ -89,7 +89,7 @@ def _output(tensor: Any, query: Any, heads: int, size: int, leading: tuple[int, 
     if tensor is None:
         torch = sys.modules.get("torch")
         if torch is not None and isinstance(query, torch.Tensor):
-            tensor = torch.empty(query.shape, dtype=query.dtype)
+            tensor = torch.empty(query.shape, dtype=query.dtype, device=query.device)
         elif isinstance(query, np.ndarray):
             tensor = np.empty(query.shape, query.dtype)
         else:

@@ -6,19 +6,21 @@ from typing import Any
 
 import numpy as np
 
+from . import cuda_tensors
+from .devices import Device
 from .tensor_view import ITEM_BYTES, TensorView, aligned_bytes, dtype_number
 
 
 class PagePool:
-    """K and V of one layer in blocks, [num_blocks, block_size, num_kv_heads, head_dim] each, of the CPU's memory."""
+    """K and V of one layer in blocks, [num_blocks, block_size, num_kv_heads, head_dim] each, of a device's memory."""
 
-    def __init__(self, block_size: int, num_kv_heads: int, head_dim: int, dtype: str) -> None:
-        self.block_size, self.dtype = block_size, dtype
+    def __init__(self, device: Device, block_size: int, num_kv_heads: int, head_dim: int, dtype: str) -> None:
+        self._device, self.block_size, self.dtype = device, block_size, dtype
         self._shape = (block_size, num_kv_heads, head_dim)
         self._block_bytes = block_size * num_kv_heads * head_dim * ITEM_BYTES[dtype_number(dtype)]
         self._free: list[int] = []
         self.num_blocks = 0
-        self.key, self.value = self._view(aligned_bytes(0)), self._view(aligned_bytes(0))
+        self.key, self.value = self._room(0), self._room(0)
 
     @property
     def free_blocks(self) -> int:
@@ -28,17 +30,24 @@ class PagePool:
     def num_bytes(self) -> int:
         return 2 * self.num_blocks * self._block_bytes
 
-    def _view(self, memory: "np.ndarray[Any, Any]") -> TensorView:
+    def _room(self, num_blocks: int) -> TensorView:
+        """Memory for that many blocks; the view's owner is an array, or a tensor, of its bytes."""
         tokens, heads, size = self._shape
-        shape = (len(memory) // self._block_bytes, tokens, heads, size)
-        return TensorView(memory.ctypes.data, dtype_number(self.dtype), shape, (tokens * heads * size, heads * size,
-                                                                               size, 1), memory)
+        memory: Any = None
+        if self._device.kind == "cuda":
+            memory, address = cuda_tensors.raw_bytes(num_blocks * self._block_bytes, self._device.index)
+        else:
+            memory = aligned_bytes(num_blocks * self._block_bytes)
+            address = memory.ctypes.data
+        return TensorView(address, dtype_number(self.dtype), (num_blocks, tokens, heads, size),
+                          (tokens * heads * size, heads * size, size, 1), memory, True, self._device.place)
 
     def _grown(self, view: TensorView, num_blocks: int) -> TensorView:
-        memory = aligned_bytes(num_blocks * self._block_bytes)
+        grown = self._room(num_blocks)
+        new: Any = grown.owner
         old: Any = view.owner
-        memory[:len(old)] = old
-        return self._view(memory)
+        new[:len(old)] = old
+        return grown
 
     def take(self, count: int) -> list[int]:
         """`count` blocks; the pool doubles when they run out."""

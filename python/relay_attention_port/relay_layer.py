@@ -10,11 +10,13 @@ from typing import Any, NamedTuple, Optional, Sequence, Union
 
 import numpy as np
 
+from . import cuda_tensors
+from .device_prompts import DevicePrompt, DevicePrompts
 from .devices import Device
 from .errors import BadDtypeError, InvalidArgumentError, UnsupportedError
 from .forests import Forest, Segment, Span
 from .layer_batch import Batch, Rows, identity_base, make_batch
-from .layer_prompts import LayerPrompts
+from .layer_prompts import LayerPrompts, cache_settings
 from .operations import cache_write
 from .page_pool import PagePool
 from .plans import STRATEGIES, Attention, Plan
@@ -23,6 +25,7 @@ from .relay_config import RelayConfig, RelayMetadata
 from .tensor_view import TensorView, float_array, int32
 
 log = logging.getLogger(__name__)
+AnyPrompt = Union[Prompt, DevicePrompt]
 Metadata = Union[None, RelayMetadata, Sequence[RelayMetadata]]
 
 
@@ -50,7 +53,7 @@ class _Request:
 
     __slots__ = ("prompt", "system_length", "system_key", "blocks", "length")
 
-    def __init__(self, prompt: Optional[Prompt], system_length: int, system_key: Optional[str]) -> None:
+    def __init__(self, prompt: Optional[AnyPrompt], system_length: int, system_key: Optional[str]) -> None:
         self.prompt, self.system_length, self.system_key = prompt, system_length, system_key
         self.blocks: list[int] = []
         self.length = 0  # tokens in blocks
@@ -70,8 +73,6 @@ class RelayAttentionLayer:
                  sinks: Optional[Sequence[float]] = None, kv_cache_dtype: str = "auto",
                  blocksparse_params: Optional[dict[str, Any]] = None, attn_type: str = "decoder",
                  block_size: int = 16, strategy: str = "auto", repeatable: bool = False) -> None:
-        if device.kind != "cpu":
-            raise UnsupportedError("device: this layer keeps its K/V in the CPU's memory")
         if kv_cache_dtype != "auto":
             raise UnsupportedError(f"kv_cache_dtype: {kv_cache_dtype!r}; K/V are kept as they come ('auto')")
         if blocksparse_params is not None:
@@ -90,20 +91,28 @@ class RelayAttentionLayer:
         self.block_size = int32(block_size, "block_size")
         if self.block_size < 1:
             raise InvalidArgumentError(f"block_size: {block_size}, expected >= 1")
-        self._alibi = None if alibi_slopes is None else float_array(alibi_slopes, num_heads, "alibi_slopes")
-        self._sinks = None if sinks is None else float_array(sinks, num_heads, "sinks")
+        self._alibi = self._per_head(alibi_slopes, "alibi_slopes")
+        self._sinks = self._per_head(sinks, "sinks")
         self._window = 0 if sliding_window is None else int32(sliding_window, "sliding_window")
         self._soft_cap = float(logits_soft_cap or 0.0)
         self._strategy, self._repeatable = strategy, repeatable
-        self.prompts = LayerPrompts(device, config, self.num_kv_heads, self.head_size, model_id,
-                                    None if cache_dir is None else os.path.join(cache_dir, name))
+        directory = None if cache_dir is None else os.path.join(cache_dir, name)
+        self._on_device = (DevicePrompts(device, cache_settings(device, config), directory) if device.kind == "cuda"
+                           else None)
+        self.prompts = self._on_device or LayerPrompts(device, config, self.num_kv_heads, self.head_size, model_id,
+                                                       directory)
         self._forest = Forest(device)
         self._plans: dict[tuple[str, str, str], Plan] = {}
         self._pool: Optional[PagePool] = None
         self._requests: dict[Any, _Request] = {}
         self._lock = threading.RLock()
         self._counts = {"forwards": 0, "relayed": 0, "plain": 0, "tokens_saved": 0}
-        self._plan("f32", "f32", self._strategy_for(config.enabled))  # what is not computed is refused here
+        usual = "f32" if device.kind == "cpu" else "bf16"
+        self._plan(usual, usual, self._strategy_for(config.enabled))  # what is not computed is refused here
+
+    def _per_head(self, values: Optional[Sequence[float]], name: str) -> Any:
+        array = None if values is None else float_array(values, self.num_heads, name)
+        return array if array is None or self.device.kind == "cpu" else cuda_tensors.floats(array, self.device.index)
 
     def _strategy_for(self, enabled: bool) -> str:
         return self._strategy if enabled else "plain"
@@ -122,8 +131,9 @@ class RelayAttentionLayer:
         """Attention of the given tokens over everything that came before them; returns a tensor like `query`.
 
         query: [tokens, heads, head_size], [tokens, heads * head_size], or either with a batch before it; key, value
-        the same with num_kv_heads. numpy, torch (CPU) or DLPack; float32, float16, bfloat16. With fewer query tokens
-        than keys, the queries are the last ones.
+        the same with num_kv_heads. numpy, torch or DLPack, on the layer's device; float32 (CPU), float16, bfloat16.
+        With fewer query tokens than keys, the queries are the last ones. CUDA: on torch's current stream, which is
+        the same one for all calls or ordered by the caller; not to be captured into a graph.
 
         attn_metadata: None, attention over the given tokens alone, nothing kept; a RelayMetadata, one request, or all
         rows of a batch as requests under one system prompt; a sequence of them, one for each request: of the batch's
@@ -138,6 +148,7 @@ class RelayAttentionLayer:
         batch = make_batch(self.num_heads, self.num_kv_heads, self.head_size, query, key, value, output, attn_metadata,
                            query_lens)
         with self._lock:
+            self._open_pool(batch.key.dtype)
             fresh: dict[Any, _Request] = {}
             before = {rows.identity: self._requests[rows.identity].length for rows in batch.rows
                       if rows.identity in self._requests}
@@ -190,7 +201,10 @@ class RelayAttentionLayer:
             if not system_included and length > 0:
                 raise InvalidArgumentError("system_included: False, but relaying is off, so no system prompt is kept")
             return request
-        request.prompt = self.prompts.get(metadata.system_cache_key, info, shared, batch.key.dtype)
+        if self._on_device is not None:
+            request.prompt = self._on_device.get(metadata.system_cache_key, info, shared, self._open_pool(batch.key.dtype))
+        else:
+            request.prompt = self.prompts.get(metadata.system_cache_key, info, shared, batch.key.dtype)
         return request
 
     def _follow(self, rows: Rows, leader: Rows, first: _Request, batch: Batch, system_included: bool) -> _Request:
@@ -198,7 +212,7 @@ class RelayAttentionLayer:
         if system_included:
             pairs = zip(batch.system_rows(rows, first.system_length), batch.system_rows(leader, first.system_length))
             for name, (mine, theirs) in zip(("key", "value"), pairs):
-                if first.prompt is not None and not np.array_equal(mine.array(), theirs.array()):
+                if first.prompt is not None and not _equal(mine, theirs):
                     raise InvalidArgumentError(f"{name}: the system tokens of row {rows.identity[-1]} are not those of "
                                                f"row {leader.identity[-1]}, though both have one metadata")
         return _Request(first.prompt, first.system_length, first.system_key)
@@ -253,15 +267,20 @@ class RelayAttentionLayer:
 
     # ---- computing -------------------------------------------------------
 
-    def _compute(self, batch: Batch, fresh: dict[Any, _Request], system_included: bool) -> None:
+    def _open_pool(self, dtype: str) -> PagePool:
+        """The pages, made when the first call shows the dtype."""
         if self._pool is None:
-            self._pool = PagePool(self.block_size, self.num_kv_heads, self.head_size, batch.key.dtype)
-        elif self._pool.dtype != batch.key.dtype:
-            raise BadDtypeError(f"key: {batch.key.dtype}, but this layer's K/V are {self._pool.dtype}")
+            self._pool = PagePool(self.device, self.block_size, self.num_kv_heads, self.head_size, dtype)
+        elif self._pool.dtype != dtype:
+            raise BadDtypeError(f"key: {dtype}, but this layer's K/V are {self._pool.dtype}")
+        return self._pool
+
+    def _compute(self, batch: Batch, fresh: dict[Any, _Request], system_included: bool) -> None:
+        pool = self._open_pool(batch.key.dtype)
         requests = [None if rows.identity is None else fresh.get(rows.identity) or self._requests[rows.identity]
                     for rows in batch.rows]
         slots = np.full(batch.key.shape[0], -1, np.int64)
-        step = _Step(self._pool.block_size)
+        step = _Step(pool.block_size)
         for rows, request in zip(batch.rows, requests):
             if request is None:
                 step.add_alone(rows, batch)
@@ -271,7 +290,8 @@ class RelayAttentionLayer:
             self._append(rows, request, skipped, slots)
             step.add(rows, request, skipped, batch)
         if (slots >= 0).any():
-            cache_write(self.device, batch.key, batch.value, self._pool.key, self._pool.value, slots)
+            where = slots if self.device.kind == "cpu" else cuda_tensors.slots(slots, self.device.index)
+            cache_write(self.device, batch.key, batch.value, pool.key, pool.value, where)
         enabled = self.config.enabled and any(rows.relaying for rows in batch.rows)
         self._run(batch, step, self._strategy_for(enabled))
 
@@ -320,11 +340,11 @@ class _Step:
     def __init__(self, block_size: int) -> None:
         self.block_size = block_size
         self.starts, self.own = [0], []  # type: tuple[list[int], list[Span]]
-        self.groups: dict[str, tuple[Prompt, list[int]]] = {}
+        self.groups: dict[str, tuple[AnyPrompt, list[int]]] = {}
         self.alone: list[int] = []
         self.contiguous: list[tuple[TensorView, TensorView]] = []
 
-    def _add(self, rows: int, span: Span, prompt: Optional[Prompt] = None) -> None:
+    def _add(self, rows: int, span: Span, prompt: Optional[AnyPrompt] = None) -> None:
         place = len(self.own)
         self.starts.append(self.starts[-1] + rows)
         self.own.append(span)
@@ -345,15 +365,23 @@ class _Step:
     def add(self, rows: Rows, request: _Request, skipped: int, batch: Batch) -> None:
         system_rows = max(0, rows.num_queries - (rows.num_keys - skipped))
         if system_rows > 0:  # queries of the system prompt itself see it causally
-            self._add(system_rows, self._given(rows, skipped, batch))
+            self._add(system_rows, request.prompt.span(skipped) if isinstance(request.prompt, DevicePrompt)
+                      else self._given(rows, skipped, batch))
         self._add(rows.num_queries - system_rows, Span.paged(request.length, request.blocks), request.prompt)
 
     def fill(self, forest: Forest, num_blocks: int) -> None:
         order, segments = list(self.alone), []
         for prompt, members in self.groups.values():
-            segments.append(Segment(Span.packed(prompt), len(order), len(members)))
+            span = prompt.span() if isinstance(prompt, DevicePrompt) else Span.packed(prompt)
+            segments.append(Segment(span, len(order), len(members)))
             order.extend(members)
         forest.set(self.starts, self.own, segments, order=order, block_size=self.block_size, num_blocks=num_blocks)
+
+
+def _equal(a: TensorView, b: TensorView) -> bool:
+    if a.device != b.device or a.device[0] == "cpu":
+        return np.array_equal(a.array(), b.array())
+    return cuda_tensors.same_bits(a, b)
 
 
 def _release_later(layer: "weakref.ref[RelayAttentionLayer]", identity: Any) -> None:

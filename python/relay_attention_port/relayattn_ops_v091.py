@@ -11,7 +11,7 @@ from typing import Any, Optional
 
 import numpy as np
 
-from .devices import Device, default_device
+from .devices import device_of
 from .errors import (BadDtypeError, BadShapeError, InvalidArgumentError, NoDeviceError, UnsupportedError,
                      WrongDeviceError)
 from .operations import fuse
@@ -122,26 +122,15 @@ def _by_triton(out: Any, views: dict[str, TensorView]) -> None:
     triton_fusion.fuse(out, *(_as_torch(views[name]) for name in ("out_sys", "lse_sys", "out_usr", "lse_usr")))
 
 
-@functools.lru_cache(maxsize=None)
-def _cuda_device(index: int) -> Optional[Device]:
-    try:
-        return Device("cuda", index)
-    except NoDeviceError as error:
-        log.info("CUDA tensors are fused by PyTorch: %s", str(error))
-        return None
-
-
 def _natively(out: Any, views: dict[str, TensorView]) -> None:
-    place, index = views["out_sys"].device
-    device = default_device() if place == "cpu" else _cuda_device(index)
-    if device is None:
+    """On torch's current stream, where the tensors are on a GPU."""
+    try:
+        device = device_of(views["out_sys"])
+    except NoDeviceError as error:
+        _say_once(f"CUDA tensors are fused by PyTorch's operations: {error}")
         out.copy_(fuse_by_torch(*(_as_torch(views[n]) for n in ("out_sys", "lse_sys", "out_usr", "lse_usr"))))
         return
-    stream = None
-    if place == "cuda":
-        import torch
-        stream = torch.cuda.current_stream(index).cuda_stream
-    fuse(device, [views["out_sys"], views["out_usr"]], [views["lse_sys"], views["lse_usr"]], out, stream=stream)
+    fuse(device, [views["out_sys"], views["out_usr"]], [views["lse_sys"], views["lse_usr"]], out)
 
 
 def fuse_by_torch(out_sys: Any, lse_sys: Any, out_usr: Any, lse_usr: Any) -> Any:
