@@ -4,7 +4,7 @@
 #include "relay/run.h"
 #include "tensor.h"
 
-#define PARALLEL_FROM_ELEMENTS 65536
+#define PARALLEL_FROM_ELEMENTS 262144 /* some 100 us of one thread: waking another may take as long */
 #define BLOCK 256
 
 relay_cache_write_args relay_cache_write_args_defaults(void) {

@@ -86,16 +86,16 @@ relay_status relayi_check_blocks(const relay_device *device, const char *what, i
 }
 
 static relay_status check_span(const relay_device *device, const char *what, int32_t index,
-                               const relay_kv_span *span, const relay_forest_desc *desc) {
+                               const relay_kv_span *span, int32_t block_size, int32_t num_blocks) {
     if (span->length < 0 || span->length > RELAYI_MAX_TOKENS)
         return relayi_fail(device, RELAY_INVALID_ARGUMENT, "%s[%d].length: %d is not in 0..%d", what, index,
                            span->length, RELAYI_MAX_TOKENS);
     switch ((int)span->layout) {
     case RELAY_KV_PAGED: {
-        int32_t blocks = relayi_blocks_of(span->length, desc->block_size);
+        int32_t blocks = relayi_blocks_of(span->length, block_size);
         if (blocks > 0 && span->block_table == NULL)
             return relayi_fail(device, RELAY_NULL_POINTER, "%s[%d].block_table is NULL", what, index);
-        return relayi_check_blocks(device, what, index, span->block_table, blocks, desc->num_blocks);
+        return relayi_check_blocks(device, what, index, span->block_table, blocks, num_blocks);
     }
     case RELAY_KV_CONTIGUOUS:
         if (span->tensor_index < 0)
@@ -138,9 +138,10 @@ static relay_status check_desc(const relay_device *device, const relay_forest_de
     relay_status status = relayi_check_size(device, "relay_forest_desc", desc->struct_size, sizeof *desc);
     if (status == RELAY_OK) status = check_counts(device, desc);
     for (int32_t r = 0; status == RELAY_OK && r < desc->num_requests; r++)
-        status = check_span(device, "relay_forest_desc.own", r, &desc->own[r], desc);
+        status = check_span(device, "relay_forest_desc.own", r, &desc->own[r], desc->block_size, desc->num_blocks);
     for (int32_t s = 0; status == RELAY_OK && s < desc->num_segments; s++)
-        status = check_span(device, "relay_forest_desc.segments", s, &desc->segments[s].kv, desc);
+        status = check_span(device, "relay_forest_desc.segments", s, &desc->segments[s].kv, desc->block_size,
+                            desc->num_blocks);
     return status;
 }
 
@@ -241,6 +242,31 @@ relay_status relay_forest_set(relay_forest *forest, const relay_forest_desc *des
     status = fill(forest->device, next, desc);
     if (status == RELAY_OK) relayi_forest_switch(forest);
     return status;
+}
+
+static relay_status check_move(const relay_forest *forest, int32_t index, const relay_kv_span *kv) {
+    static const char call[] = "relay_forest_move_segment";
+    const relayi_forest_content *content = relayi_forest_now(forest);
+    if (index < 0 || index >= content->num_segments)
+        return relayi_fail(forest->device, RELAY_OUT_OF_RANGE, "%s: %d of %d", call, index, content->num_segments);
+    if (kv->layout == RELAY_KV_PAGED) /* its ids would need room of their own */
+        return relayi_fail(forest->device, RELAY_INVALID_ARGUMENT, "%s: kv.layout is PAGED", call);
+    if (kv->length != content->segments[index].kv.length)
+        return relayi_fail(forest->device, RELAY_INVALID_ARGUMENT, "%s: kv.length: %d, but segment %d has %d tokens",
+                           call, kv->length, index, content->segments[index].kv.length);
+    return check_span(forest->device, "relay_forest_move_segment: segment", index, kv, content->block_size,
+                      content->num_blocks);
+}
+
+relay_status relay_forest_move_segment(relay_forest *forest, int32_t index, const relay_kv_span *kv) {
+    if (forest == NULL || kv == NULL) return RELAY_NULL_POINTER;
+    relay_status status = check_move(forest, index, kv);
+    if (status != RELAY_OK) return status;
+    relay_kv_span *moved = &forest->content[forest->current].segments[index].kv;
+    *moved = *kv;
+    moved->block_table = NULL;
+    forest->generation++;
+    return RELAY_OK;
 }
 
 int32_t relay_forest_num_requests(const relay_forest *forest) {

@@ -14,6 +14,9 @@
 #define ITEMS_PER_THREAD 2
 /* Request items are kept smaller than a fair share by this, for balance at the end. */
 #define REQUEST_ITEM_FRACTION 4
+/* Below this waking the other threads costs more than they bring: some us where they spin, up to a
+ * hundred where they sleep. */
+#define PARALLEL_FROM_NS 50000.0f
 
 typedef struct builder {
     relay_plan *plan;
@@ -368,9 +371,9 @@ bool relayi_build(relay_plan *plan, const relayi_forest_content *content) {
     if (!reserve(&b)) return false;
     number_rows(&b);
     choose_relayed(&b);
-    int32_t threads = plan->device->threads;
     plan->cost = measure(&b);
-    b.share = plan->cost / (float)(threads == 1 ? 1 : threads * ITEMS_PER_THREAD);
+    plan->threads = plan->cost < PARALLEL_FROM_NS ? 1 : plan->device->threads;
+    b.share = plan->cost / (float)(plan->threads == 1 ? 1 : plan->threads * ITEMS_PER_THREAD);
     for (int32_t s = 0; s < content->num_segments; s++)
         if (b.relayed[s] && rows_of(&b, &content->segments[s]) > 0) add_shared(&b, s);
     plan->num_shared_items = plan->num_items;

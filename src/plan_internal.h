@@ -50,6 +50,7 @@ struct relay_plan {
     int32_t num_rows, num_items, num_shared_items, num_pieces;
     int32_t max_parts;      /* over all rows */
     float cost;             /* of the step: roughly ns of one thread */
+    int32_t threads;        /* that a run takes: one, or all of the device's */
     int32_t max_contiguous; /* 1 + largest tensor_index in use */
     bool uses_pages;
     int32_t packed_layers;  /* fewest layers of the packed prompts in use, INT32_MAX if none */

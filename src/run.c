@@ -7,9 +7,6 @@
 #include "device_cuda.h"
 #include "run_internal.h"
 
-/* Below this a second thread costs more than it brings. */
-#define PARALLEL_FROM_NS 20000.0f
-
 /* Two queues of items (shared first in plan->items, then the requests').  Threads of odd number
  * begin with the requests' items: they are bound by memory, the shared ones by arithmetic, and so
  * the two overlap. */
@@ -33,7 +30,7 @@ static const relayi_item *take_item(const relay_plan *plan, queue *from) {
  * ones, which another thread may be free to begin. */
 static const relayi_item *take_early(const relay_plan *plan, queue *from) {
     int32_t left = from->end - atomic_load_explicit(&from->next, memory_order_relaxed);
-    return left > plan->device->threads ? take_item(plan, from) : NULL;
+    return left > plan->threads ? take_item(plan, from) : NULL;
 }
 
 static void drain(const relayi_runner *run, relayi_worker *w, queue *from) {
@@ -66,8 +63,6 @@ static void finish_row(const relayi_runner *run, int32_t row, int32_t head) {
 
 /* ---- the run -------------------------------------------------------------- */
 
-/* ---- the run -------------------------------------------------------------- */
-
 static relayi_worker find_worker(const relayi_workspace *map, char *workspace, int32_t thread) {
     char *scratch = workspace + map->threads + map->per_thread * (size_t)thread;
     return (relayi_worker){.query = (float *)(void *)(scratch + map->query),
@@ -93,6 +88,17 @@ static queue *make_queues(const relay_plan *plan, void *memory) {
     return queues;
 }
 
+/* What each thread of the team does. */
+static void work(const relayi_runner *run, const relayi_workspace *map, queue *queues) {
+    int32_t thread = omp_get_thread_num(), heads = run->plan->attention.num_heads;
+    relayi_worker w = find_worker(map, run->args->workspace, thread);
+    drain(run, &w, &queues[thread % 2]);
+    drain(run, &w, &queues[(thread + 1) % 2]);
+#pragma omp barrier
+#pragma omp for schedule(static)
+    for (int64_t i = 0; i < run->states; i++) finish_row(run, (int32_t)(i / heads), (int32_t)(i % heads));
+}
+
 relay_status relay_run(const relay_plan *plan, const relay_run_args *args) {
     if (plan == NULL || args == NULL) return RELAY_NULL_POINTER;
     relay_status status = relayi_check_run(plan, args);
@@ -101,17 +107,7 @@ relay_status relay_run(const relay_plan *plan, const relay_run_args *args) {
     relayi_workspace map = relayi_plan_workspace(plan);
     relayi_runner run = make_runner(plan, args, &map);
     queue *queues = make_queues(plan, (char *)args->workspace + map.cursors);
-    int32_t threads = plan->cost < PARALLEL_FROM_NS ? 1 : plan->device->threads;
-    int32_t heads = plan->attention.num_heads;
-#pragma omp parallel num_threads(threads)
-    {
-        int32_t thread = omp_get_thread_num();
-        relayi_worker w = find_worker(&map, args->workspace, thread);
-        drain(&run, &w, &queues[thread % 2]);
-        drain(&run, &w, &queues[(thread + 1) % 2]);
-#pragma omp barrier
-#pragma omp for schedule(static)
-        for (int64_t i = 0; i < run.states; i++) finish_row(&run, (int32_t)(i / heads), (int32_t)(i % heads));
-    }
+#pragma omp parallel num_threads(plan->threads)
+    work(&run, &map, queues);
     return RELAY_OK;
 }

@@ -179,6 +179,44 @@ static void test_strategy(void) {
     relay_device_close(device);
 }
 
+/* One request's plan on a device of so many threads. */
+static void plan_alone(int device_threads, int32_t tokens, int32_t *threads, int32_t *items) {
+    relay_device *device = open_device(device_threads);
+    relay_attention attention = relay_attention_defaults();
+    attention.num_heads = 8;
+    attention.num_kv_heads = 2;
+    attention.head_dim = 64;
+    int32_t starts[] = {0, 1};
+    relay_kv_span own = {.layout = RELAY_KV_CONTIGUOUS, .length = tokens};
+    relay_forest_desc desc = relay_forest_desc_defaults();
+    desc.num_requests = 1;
+    desc.query_start_loc = starts;
+    desc.own = &own;
+    relay_forest *forest;
+    relay_plan *plan;
+    CHECK(relay_forest_create(device, &forest) == RELAY_OK);
+    CHECK(relay_forest_set(forest, &desc) == RELAY_OK);
+    CHECK(relay_plan_create(device, &attention, NULL, &plan) == RELAY_OK);
+    CHECK(relay_plan_build(plan, forest) == RELAY_OK);
+    *threads = plan->threads;
+    *items = plan->num_items;
+    relay_plan_destroy(plan);
+    relay_forest_destroy(forest);
+    relay_device_close(device);
+}
+
+/* What one thread does before others have woken up is cut for one and run by one. */
+static void test_threads(void) {
+    int32_t threads, items, items_of_one;
+    plan_alone(1, 17, &threads, &items_of_one);
+    CHECK(threads == 1);
+    plan_alone(4, 17, &threads, &items);
+    CHECK(threads == 1 && items == items_of_one);
+    plan_alone(1, 1 << 20, &threads, &items_of_one);
+    plan_alone(4, 1 << 20, &threads, &items);
+    CHECK(threads == 4 && items > items_of_one);
+}
+
 static void refuse(relay_device *device, relay_attention attention, relay_status expected, const char *named) {
     relay_plan *plan = (relay_plan *)1;
     last_log[0] = '\0';
@@ -251,6 +289,7 @@ static void test_refusals(void) {
 int main(void) {
     test_coverage();
     test_strategy();
+    test_threads();
     test_refusals();
     return test_result();
 }

@@ -104,6 +104,15 @@ RELAY_API relay_block_tables relay_block_tables_defaults(void);
  * Errors: as relay_forest_set. */
 RELAY_API relay_status relay_forest_find(relay_forest *forest, const relay_block_tables *tables);
 
+/* Says that a segment's tokens are to be read elsewhere: in a packed copy of the pages in
+ * which relay_forest_find found them, say.  `kv` is PACKED or CONTIGUOUS, of the segment's
+ * length, and holds the same K/V, which is the caller's responsibility.  Plans built before
+ * become stale.  On failure the forest is as it was.
+ * Errors: NULL_POINTER, OUT_OF_RANGE (index, a prompt that is shorter), INVALID_ARGUMENT
+ * (another length, PAGED). */
+RELAY_API relay_status relay_forest_move_segment(relay_forest *forest, int32_t index,
+                                                 const relay_kv_span *kv);
+
 /* Reading a forest.  Pointers inside *segment live until the next set or find. */
 RELAY_API int32_t relay_forest_num_requests(const relay_forest *forest);
 RELAY_API int32_t relay_forest_num_segments(const relay_forest *forest);

@@ -47,6 +47,8 @@ typedef struct relay_run_args {
 RELAY_API relay_run_args relay_run_args_defaults(void);
 
 /* Computes one layer.  Allocates nothing and, on CUDA, synchronises nothing.
+ * On the CPU a plan of little work, by the cost model's estimate, runs on the calling thread
+ * alone, any other on all of the device's threads; the plan was cut with that in mind.
  * NaN in an input reaches the rows that see it.  So do infinities, as IEEE arithmetic has it: a
  * score of -INFINITY takes its token out of the row, one of +INFINITY makes the row NaN, a value
  * comes out as it is.

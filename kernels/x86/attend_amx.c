@@ -342,19 +342,20 @@ static void attend_few_split(const relayi_attend_args *calls, int32_t num_calls)
     for (int32_t i = 0; i < num_calls; i++) relayi_attend_bf16_avx512(&calls[i]);
 }
 
-static relayi_attend_kernel entry(const char *name, relayi_attend_fn *fn, int32_t needs_16bit_query) {
+static relayi_attend_kernel entry(const char *name, relayi_attend_fn *fn, int32_t needs_16bit_query,
+                                  int32_t gflops) {
     return (relayi_attend_kernel){.name = name, .attend = fn, .features = RELAYI_DOES_ALL,
                                   .needs_16bit_query = needs_16bit_query, .head_dim_multiple = 16,
-                                  .row_block = AMX_ROWS, .scratch_bytes = RELAYI_SCRATCH_AMX};
+                                  .row_block = AMX_ROWS, .gflops = gflops, .scratch_bytes = RELAYI_SCRATCH_AMX};
 }
 
 void relayi_kernels_amx(relayi_kernels *table, uint32_t flags) {
     if ((flags & RELAYI_NEEDS_AMX) != RELAYI_NEEDS_AMX) return;
-    relayi_attend_kernel rounding = entry("relayi_attend_bf16_amx", relayi_attend_bf16_amx, 1);
+    relayi_attend_kernel rounding = entry("relayi_attend_bf16_amx", relayi_attend_bf16_amx, 1, 350);
     rounding.few = relayi_attend_heads_bf16_few_amx;
     rounding.few_rows = AMX_ROWS;
     table->attend_16bit[RELAYI_DT_BF16] = rounding;
-    relayi_attend_kernel split = entry("relayi_attend_bf16_split_amx", relayi_attend_bf16_split_amx, 0);
+    relayi_attend_kernel split = entry("relayi_attend_bf16_split_amx", relayi_attend_bf16_split_amx, 0, 250);
     split.few = attend_few_split;
     split.few_rows = 8; /* up to here a tile's fixed work on pages costs more than AVX-512 does */
     table->attend[RELAYI_DT_BF16] = split;

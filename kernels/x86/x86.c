@@ -14,14 +14,22 @@ static relayi_attend_kernel listed(relayi_attend_fn *attend) {
     return kernels[i];
 }
 
-static void set_attend(relayi_kernels *table, int dt, relayi_attend_fn *attend) {
-    table->attend[dt] = table->attend_16bit[dt] = listed(attend);
+/* Rates of one thread over K/V in its caches, for the cost model, as measured on a Sapphire Rapids:
+ * between families they differ by more than between processors. */
+#define AVX2_GFLOPS 55
+#define AVX512_GFLOPS 115
+#define AVX512BF16_GFLOPS 130
+
+static void set_attend(relayi_kernels *table, int dt, relayi_attend_fn *attend, int32_t gflops) {
+    table->attend[dt] = listed(attend);
+    table->attend[dt].gflops = gflops;
+    table->attend_16bit[dt] = table->attend[dt];
 }
 
 static void use_avx2(relayi_kernels *table) {
-    set_attend(table, RELAYI_DT_F32, relayi_attend_f32_avx2);
-    set_attend(table, RELAYI_DT_F16, relayi_attend_f16_avx2);
-    set_attend(table, RELAYI_DT_BF16, relayi_attend_bf16_avx2);
+    set_attend(table, RELAYI_DT_F32, relayi_attend_f32_avx2, AVX2_GFLOPS);
+    set_attend(table, RELAYI_DT_F16, relayi_attend_f16_avx2, AVX2_GFLOPS);
+    set_attend(table, RELAYI_DT_BF16, relayi_attend_bf16_avx2, AVX2_GFLOPS);
     table->pack[RELAYI_DT_F32] = relayi_pack_f32_avx2;
     table->pack[RELAYI_DT_F16] = relayi_pack_f16_avx2;
     table->pack[RELAYI_DT_BF16] = relayi_pack_bf16_avx2;
@@ -33,9 +41,9 @@ static void use_avx2(relayi_kernels *table) {
 }
 
 static void use_avx512(relayi_kernels *table) {
-    set_attend(table, RELAYI_DT_F32, relayi_attend_f32_avx512);
-    set_attend(table, RELAYI_DT_F16, relayi_attend_f16_avx512);
-    set_attend(table, RELAYI_DT_BF16, relayi_attend_bf16_avx512);
+    set_attend(table, RELAYI_DT_F32, relayi_attend_f32_avx512, AVX512_GFLOPS);
+    set_attend(table, RELAYI_DT_F16, relayi_attend_f16_avx512, AVX512_GFLOPS);
+    set_attend(table, RELAYI_DT_BF16, relayi_attend_bf16_avx512, AVX512_GFLOPS);
     table->pack[RELAYI_DT_F32] = relayi_pack_f32_avx512;
     table->pack[RELAYI_DT_F16] = relayi_pack_f16_avx512;
     table->pack[RELAYI_DT_BF16] = relayi_pack_bf16_avx512;
@@ -51,7 +59,9 @@ void relayi_kernels_x86(relayi_kernels *table, uint32_t flags) {
     use_avx2(table);
     if (!(flags & RELAYI_CPU_AVX512)) return;
     use_avx512(table);
-    if ((flags & RELAYI_CPU_AVX512BF16) && (flags & RELAYI_CPU_FAST_BF16_DOT))
+    if ((flags & RELAYI_CPU_AVX512BF16) && (flags & RELAYI_CPU_FAST_BF16_DOT)) {
         table->attend_16bit[RELAYI_DT_BF16] = listed(relayi_attend_bf16_dot_avx512bf16);
+        table->attend_16bit[RELAYI_DT_BF16].gflops = AVX512BF16_GFLOPS;
+    }
     if (flags & RELAYI_CPU_AMX) relayi_kernels_amx(table, flags);
 }
