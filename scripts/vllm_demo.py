@@ -26,20 +26,9 @@ LONG_ANSWER = 64  # tokens, where speed is read
 COUNTERS = re.compile(r"RelayAttention: (\d+) of (\d+) steps relayed, (\d+) groups, (\d+) K/V tokens")
 
 
-def products_work():
-    """Some virtual machines end PyTorch's AMX products with an illegal instruction."""
-    code = ("import torch; a = torch.ones(16, 256, dtype=torch.bfloat16); "
-            "torch.nn.functional.linear(a, torch.ones(512, 256, dtype=torch.bfloat16))")
-    return subprocess.run([sys.executable, "-c", code], stderr=subprocess.DEVNULL).returncode == 0
-
-
 def environment(plain):
-    env = {**os.environ, "RELAY_VLLM": "plain" if plain else "on", "RELAY_VLLM_LOG_INTERVAL": "0.2",
-           "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1", "OMP_WAIT_POLICY": "passive"}
-    if "ONEDNN_MAX_CPU_ISA" not in env and not products_work():
-        print("PyTorch's AMX products do not run here; ONEDNN_MAX_CPU_ISA=AVX512_CORE_FP16 leaves them out")
-        os.environ["ONEDNN_MAX_CPU_ISA"] = env["ONEDNN_MAX_CPU_ISA"] = "AVX512_CORE_FP16"
-    return env
+    return {**os.environ, "RELAY_VLLM": "plain" if plain else "on", "RELAY_VLLM_LOG_INTERVAL": "0.2",
+            "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1", "OMP_WAIT_POLICY": "passive"}
 
 
 class Server:

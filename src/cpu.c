@@ -70,6 +70,13 @@ uint32_t relayi_cpu_flags(void) {
     return flags;
 }
 
+/* Some hypervisors pass the tiles on and leave out the leaf that describes them; programs that take tile shapes from it
+ * then die of an illegal instruction.  Ours do not read it. */
+static int hides_palette(void) {
+    leaf palette = read_leaf(0x1d, 1);
+    return !(palette.a | palette.b | palette.c);
+}
+
 static void brand(char *name, size_t size) {
     char text[49] = "";
     for (uint32_t i = 0; i < 3; i++) {
@@ -80,24 +87,27 @@ static void brand(char *name, size_t size) {
 }
 #else
 uint32_t relayi_cpu_flags(void) { return 0; }
+static int hides_palette(void) { return 0; }
 static void brand(char *name, size_t size) { snprintf(name, size, "processor"); }
 #endif
 
 void relayi_cpu_describe(char *name, size_t name_size, char *features, size_t features_size) {
-    static const struct {
-        uint32_t flag;
-        const char *word;
-    } words[] = {{RELAYI_CPU_AVX2, "avx2"},
-                 {RELAYI_CPU_AVX512, "avx512"},
-                 {RELAYI_CPU_AVX512BF16, "avx512bf16"},
-                 {RELAYI_CPU_FAST_BF16_DOT, "fast-bf16-dot"},
-                 {RELAYI_CPU_AMX, "amx"}};
     brand(name, name_size);
     uint32_t flags = relayi_cpu_flags();
+    int amx = (flags & RELAYI_CPU_AMX) != 0;
+    const struct {
+        int is_there;
+        const char *word;
+    } words[] = {{(flags & RELAYI_CPU_AVX2) != 0, "avx2"},
+                 {(flags & RELAYI_CPU_AVX512) != 0, "avx512"},
+                 {(flags & RELAYI_CPU_AVX512BF16) != 0, "avx512bf16"},
+                 {(flags & RELAYI_CPU_FAST_BF16_DOT) != 0, "fast-bf16-dot"},
+                 {amx, "amx"},
+                 {amx && hides_palette(), "amx-palette-hidden"}};
     size_t used = 0;
     features[0] = '\0';
     for (size_t i = 0; i < sizeof words / sizeof *words; i++)
-        if ((flags & words[i].flag) && used < features_size)
+        if (words[i].is_there && used < features_size)
             used += (size_t)snprintf(features + used, features_size - used, "%s%s", used ? " " : "",
                                      words[i].word);
 }

@@ -57,7 +57,8 @@ typedef struct relay_device_info {
     relay_device_kind kind;
     int32_t threads;
     const char *name;      /* processor or GPU name; lives as long as the device */
-    const char *features;  /* instruction sets found, separated by spaces; likewise */
+    const char *features;  /* instruction sets found, separated by spaces; likewise.  CPU: "amx-palette-hidden" says
+                              that CPUID does not describe the tiles, on which other libraries' AMX code may die */
     const char *cpu_level; /* the family in use: "scalar", ..., "amx" */
 } relay_device_info;
 

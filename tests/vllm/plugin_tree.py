@@ -30,6 +30,6 @@ def environment(folder):
             "VLLM_CPU_KVCACHE_SPACE": "1",
             "VLLM_NO_USAGE_STATS": "1",
             "HF_HUB_OFFLINE": "1",
-            # PyTorch 2.7's own AMX products end with an illegal instruction on some virtual machines
+            # the tests use PyTorch before vLLM can set it
             "ONEDNN_MAX_CPU_ISA": os.environ.get("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_FP16"),
             "RELAY_VLLM_LOG_INTERVAL": "0"}

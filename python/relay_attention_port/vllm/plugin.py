@@ -86,7 +86,7 @@ def general() -> None:
     from vllm.platforms import current_platform
     show_log()
     if type(current_platform).__name__ == PLATFORM_CLASS:
-        import_module(type(current_platform).__module__).define_operators()
+        import_module(type(current_platform).__module__).prepare_process()
         log.debug("RelayAttention is vLLM's platform in this process")
     elif current_platform.is_cuda_alike():
         log.info("RelayAttention leaves vLLM's own attention in place on %s: its backend takes tensors in the "

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import os
+import sys
 from dataclasses import dataclass
 from typing import Any, Optional
 
@@ -15,18 +17,19 @@ import vllm.envs as envs
 from vllm.platforms.cpu import CpuPlatform
 
 from ..devices import default_device
-from ..operations import cache_write
 from ..plans import Attention
-from ..tensor_view import TensorView, tensor_view
+from ..tensor_view import float_array, int_array, tensor_view
 from . import settings as settings_module
 from .counters import counters
-from .steps import StepPlanner
+from .layer_calls import LayerCalls
+from .steps import LayerPlan, StepPlanner
 
 log = logging.getLogger("relay_attention_port.vllm")
 BACKEND = "relay_attention_port.relay_attention_backend.RelayAttentionBackend"
 EXTENSION = "relay_attention_port.vllm.v0_9_1.RelayWorkerExtension"
 DTYPES = (torch.bfloat16, torch.float16)
 MAX_HEAD_SIZE = 256
+_ONEDNN_ISA, _WITHOUT_AMX = "ONEDNN_MAX_CPU_ISA", "AVX512_CORE_FP16"
 _PLATFORM_BLOCK_SIZE = 16  # the only one that CpuPlatform lets pass
 
 
@@ -153,6 +156,10 @@ class RelayAttentionMetadata:
     num_actual_tokens: int
     slots: "np.ndarray[Any, Any]"
     planner: StepPlanner
+    slots_address: int = 0
+
+    def __post_init__(self) -> None:
+        self.slots_address = self.slots.ctypes.data
 
 
 class RelayAttentionMetadataBuilder:
@@ -161,7 +168,11 @@ class RelayAttentionMetadataBuilder:
     def __init__(self, runner: Any, kv_cache_spec: Any, block_table: Any) -> None:
         self.runner, self.block_table = runner, block_table
         settings = settings_module.read(runner.vllm_config.additional_config)
-        self.planner = StepPlanner(default_device(), settings, kv_cache_spec.block_size)
+        # a connector writes blocks behind the worker's back
+        connected = getattr(runner.vllm_config, "kv_transfer_config", None) is not None
+        if connected and settings.packed_gib > 0:
+            log.info("RelayAttention: no prefix is packed, since kv_transfer_config lets others write the K/V cache")
+        self.planner = StepPlanner(default_device(), settings, kv_cache_spec.block_size, writes_seen=not connected)
 
     def reorder_batch(self, input_batch: Any, scheduler_output: Any) -> bool:
         return False  # the forest has an order of its own
@@ -172,10 +183,27 @@ class RelayAttentionMetadataBuilder:
     def build(self, num_reqs: int, num_actual_tokens: int, max_query_len: int, common_prefix_len: int,
               common_attn_metadata: Any) -> RelayAttentionMetadata:
         runner = self.runner
+        slots = int_array(self.block_table.slot_mapping_np[:num_actual_tokens], "slot_mapping", np.int64)
         self.planner.begin(runner.query_start_loc_np[:num_reqs + 1], runner.seq_lens_np[:num_reqs],
-                           self.block_table.get_numpy_array()[:num_reqs], runner.kv_cache_config.num_blocks)
-        return RelayAttentionMetadata(num_actual_tokens, self.block_table.slot_mapping_np[:num_actual_tokens],
-                                      self.planner)
+                           self.block_table.get_numpy_array()[:num_reqs], runner.kv_cache_config.num_blocks, slots)
+        return RelayAttentionMetadata(num_actual_tokens, slots, self.planner)
+
+
+class _Bound(LayerCalls):
+    """A layer's calls with its cache and a planner; they are the same in every step."""
+
+    def __init__(self, planner: StepPlanner, kind: Attention, kv_cache: torch.Tensor, dtype: torch.dtype,
+                 alibi_slopes: Any) -> None:
+        keys, values = (planner.device.check_here(tensor_view(pool, name), name)
+                        for pool, name in zip(kv_cache.unbind(0), ("key cache", "value cache")))
+        self.plan: LayerPlan
+        self.plan, layer = planner.layer(kind, keys, values)
+        super().__init__(planner.device, keys, values, layer, alibi_slopes)
+        self._planner, self._cache, self._address, self._dtype = planner, kv_cache, kv_cache.data_ptr(), dtype
+
+    def serves(self, planner: StepPlanner, kv_cache: torch.Tensor, dtype: torch.dtype) -> bool:
+        return (kv_cache is self._cache and planner is self._planner and dtype is self._dtype
+                and kv_cache.data_ptr() == self._address)
 
 
 class RelayAttentionImpl:
@@ -200,34 +228,23 @@ class RelayAttentionImpl:
             raise _refuse(f"num_heads {num_heads} is no multiple of num_kv_heads {self.num_kv_heads}")
         self.sliding_window = sliding_window or 0
         self.logits_soft_cap = logits_soft_cap or 0.0
-        self.alibi_slopes = None if alibi_slopes is None else np.asarray(alibi_slopes, np.float32)
+        self.alibi_slopes = None if alibi_slopes is None else float_array(alibi_slopes, num_heads, "alibi_slopes")
         self.writes_cache = kv_sharing_target_layer_name is None
-        self._attention: dict[torch.dtype, Attention] = {}
-        self._pool_key: Optional[tuple[Any, ...]] = None
-        self._pools: tuple[TensorView, TensorView]
+        self._bound: Optional[_Bound] = None
 
     def _kind(self, dtype: torch.dtype) -> Attention:
-        kind = self._attention.get(dtype)
-        if kind is None:
-            number = {torch.bfloat16: "bf16", torch.float16: "f16"}.get(dtype)
-            if number is None:
-                raise _refuse(f"dtype {dtype} is not computed, only bfloat16 and float16")
-            kind = self._attention[dtype] = Attention(
-                self.num_heads, self.num_kv_heads, self.head_size, number, number, number, self.scale,
-                self.logits_soft_cap, self.sliding_window, use_alibi=self.alibi_slopes is not None)
-        return kind
+        number = {torch.bfloat16: "bf16", torch.float16: "f16"}.get(dtype)
+        if number is None:
+            raise _refuse(f"dtype {dtype} is not computed, only bfloat16 and float16")
+        return Attention(self.num_heads, self.num_kv_heads, self.head_size, number, number, number, self.scale,
+                         self.logits_soft_cap, self.sliding_window, use_alibi=self.alibi_slopes is not None)
 
-    def _pools_of(self, kv_cache: torch.Tensor) -> tuple[TensorView, TensorView]:
-        """A layer's cache is the same in every step; views of it are kept."""
-        key = (kv_cache.data_ptr(), kv_cache.shape, kv_cache.dtype)
-        if key != self._pool_key:
-            if kv_cache.dim() != 5 or kv_cache.shape[0] != 2:
-                raise ValueError(f"kv_cache: shape {tuple(kv_cache.shape)}, expected (2, num_blocks, block_size, "
-                                 f"{self.num_kv_heads}, {self.head_size})")
-            keys, values = kv_cache.unbind(0)
-            self._pools = tensor_view(keys, "key cache"), tensor_view(values, "value cache")
-            self._pool_key = key
-        return self._pools
+    def _bind(self, planner: StepPlanner, kv_cache: torch.Tensor, dtype: torch.dtype) -> _Bound:
+        if kv_cache.dim() != 5 or kv_cache.shape[0] != 2:
+            raise ValueError(f"kv_cache: shape {tuple(kv_cache.shape)}, expected (2, num_blocks, block_size, "
+                             f"{self.num_kv_heads}, {self.head_size})")
+        self._bound = _Bound(planner, self._kind(dtype), kv_cache, dtype, self.alibi_slopes)
+        return self._bound
 
     def forward(self, layer: Any, query: torch.Tensor, key: Optional[torch.Tensor], value: Optional[torch.Tensor],
                 kv_cache: torch.Tensor, attn_metadata: Optional[RelayAttentionMetadata],
@@ -240,12 +257,12 @@ class RelayAttentionImpl:
             raise _refuse("quantised output is not computed")
         if attn_metadata is None:
             return output
-        keys, values = self._pools_of(kv_cache)
-        planner = attn_metadata.planner
+        planner, bound = attn_metadata.planner, self._bound
+        if bound is None or not bound.serves(planner, kv_cache, query.dtype):
+            bound = self._bind(planner, kv_cache, query.dtype)
         if self.writes_cache and key is not None and value is not None:
-            cache_write(planner.device, key, value, keys, values, attn_metadata.slots)
-        planner.plan(self._kind(query.dtype)).run(query, output, key_pool=keys, value_pool=values,
-                                                  alibi_slopes=self.alibi_slopes)
+            bound.write(key, value, attn_metadata.slots_address, len(attn_metadata.slots))
+        bound.run(bound.plan.now(), query, output)
         return output
 
 
@@ -294,6 +311,34 @@ _OPERATORS = {
     "gelu_quick(Tensor! out, Tensor input) -> ()": _each(_gelu_quick),
 }
 _libraries: list[torch.library.Library] = []  # an operator lives as long as its library
+
+
+def prepare_process() -> None:
+    """What a process of vLLM needs on a machine without a GPU, whichever way vLLM was built."""
+    leave_out_gpu_modules()
+    keep_torch_off_hidden_tiles()
+    define_operators()
+
+
+def keep_torch_off_hidden_tiles() -> None:
+    """The oneDNN in PyTorch takes tile shapes from CPUID and ends with an illegal instruction where a hypervisor hides
+    them. It reads the variable at its first product."""
+    if "amx-palette-hidden" in default_device().info().features.split() and _ONEDNN_ISA not in os.environ:
+        log.warning("this virtual machine hides the shape of its AMX tiles, on which PyTorch's products end with an "
+                    "illegal instruction: RelayAttention sets %s=%s", _ONEDNN_ISA, _WITHOUT_AMX)
+        os.environ[_ONEDNN_ISA] = _WITHOUT_AMX
+
+
+def leave_out_gpu_modules() -> None:
+    """vLLM's worker copes with a build that lacks this extension, not with one that cannot be loaded: the wheel for
+    CUDA has it, and it needs the driver's library."""
+    try:
+        import vllm.cumem_allocator  # noqa: F401
+    except ModuleNotFoundError:
+        pass
+    except ImportError as error:
+        log.debug("vllm.cumem_allocator is left out: %s", error)
+        sys.modules["vllm.cumem_allocator"] = None  # type: ignore[assignment]  # read as ModuleNotFoundError
 
 
 def define_operators() -> None:
