@@ -47,6 +47,7 @@ _CALLS: dict[str, list[Any]] = {
     "relay_forest_create": [c_void_p, POINTER(c_void_p)],
     "relay_forest_set": [c_void_p, POINTER(c.ForestDesc)],
     "relay_forest_find": [c_void_p, POINTER(c.BlockTables)],
+    "relay_forest_move_segment": [c_void_p, c_int32, POINTER(c.KvSpan)],
     "relay_forest_get_segment": [c_void_p, c_int32, POINTER(c.Segment)],
     "relay_forest_get_own": [c_void_p, c_int32, POINTER(c.KvSpan)],
     "relay_plan_create": [c_void_p, POINTER(c.Attention), POINTER(c.PlanOptions), POINTER(c_void_p)],

@@ -158,6 +158,16 @@ class Forest(Owner):
         self.pins, self.block_size = (), block_size
         return self
 
+    def move_segment(self, index: int, span: Span) -> None:
+        """Says that a segment's tokens are to be read elsewhere: in a packed copy of the pages in which find() found
+        them. span: packed() or contiguous(), of the segment's length and with the same K/V, which is the caller's
+        responsibility. Plans built before become stale.
+        Raises OutOfRangeError, InvalidArgumentError, WrongDeviceError."""
+        raw = self._span(span, "span", self.block_size, [])
+        self.lib.call(self.lib.c.relay_forest_move_segment, self.pointer, int32(index, "index"), ctypes.byref(raw))
+        if span.prompt is not None:
+            self.pins = (*self.pins, span.prompt.handle)
+
     @property
     def num_requests(self) -> int:
         return int(self.lib.c.relay_forest_num_requests(self.pointer))
@@ -175,11 +185,22 @@ class Forest(Owner):
         """A copy of the segments; packed ones come without their prompt."""
         found = []
         for index in range(self.num_segments):
-            raw = c.Segment()
-            self.lib.call(self.lib.c.relay_forest_get_segment, self.pointer, index, ctypes.byref(raw))
+            raw = self._segment(index)
             found.append(Segment(self._read(raw.kv), raw.first_request, raw.num_requests,
                                  None if raw.parent == c.NO_PARENT else raw.parent))
         return found
+
+    def _segment(self, index: int) -> c.Segment:
+        raw = c.Segment()
+        self.lib.call(self.lib.c.relay_forest_get_segment, self.pointer, int32(index, "index"), ctypes.byref(raw))
+        return raw
+
+    def segment_blocks(self, index: int) -> tuple[int, bytes]:
+        """A segment's tokens, and the ids of its blocks as the bytes of an int32 array, empty for one that is not
+        paged: cheap to compare. Raises OutOfRangeError."""
+        kv = self._segment(index).kv
+        count = -(-kv.length // self.block_size) if kv.layout == c.KV_PAGED else 0
+        return kv.length, ctypes.string_at(kv.block_table, 4 * count) if count else b""
 
     def own(self, request: int) -> Span:
         """A copy of a request's own span. Raises OutOfRangeError."""

@@ -114,6 +114,13 @@ class Plan(Owner):
     def workspace_bytes(self) -> int:
         return int(self.lib.c.relay_plan_workspace_bytes(self.pointer))
 
+    @property
+    def workspace(self) -> tuple[int, int]:
+        """Address and size of the memory for a run, for a caller of relay_run itself. Raises StalePlanError."""
+        if self._borrowed is None:
+            raise StalePlanError("the plan is not built")
+        return self._args.workspace, self._workspace_bytes
+
     def _grow_workspace(self) -> None:
         need = self.workspace_bytes
         if need <= self._workspace_bytes:

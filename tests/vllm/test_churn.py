@@ -59,25 +59,40 @@ class Churn:
         self.preempted |= {request.request_id for request in self.scheduler.waiting
                            if request.status.name == "PREEMPTED"}
 
+    def run(self, total):
+        """All of them; returns what the process held after a quarter."""
+        early = None
+        while self.begun < total or self.engine.has_unfinished_requests():
+            self.step(total)
+            if early is None and self.right >= total // 4:
+                early = resident_mib()
+        return early
+
+
+def small_pool(monkeypatch):
+    """BLOCKS blocks: vLLM 0.9.1 says that it applies num_gpu_blocks_override, and does not."""
+    monkeypatch.setattr(CPUWorker, "determine_available_memory", lambda self: BLOCKS * BLOCK_BYTES)
+
+
+def asks_of(folder):
+    """(prompt, answer) of BOOKS handbooks."""
+    rng, asks = random.Random(2), []
+    for book in range(BOOKS):
+        path, requests = handbook(folder / str(book), rng.choice([8, 20, 40, 60]), 40, 100 + book)
+        text = open(path).read().rstrip("\n")
+        asks += [(text + " " + request["text"], request["expected"]) for request in requests]
+    return asks
+
 
 @pytest.mark.parametrize("total", [200, pytest.param(LONG, marks=pytest.mark.long)])
 def test_churn(total, tmp_path, monkeypatch):
-    # vLLM 0.9.1 says that it applies num_gpu_blocks_override, and does not
-    monkeypatch.setattr(CPUWorker, "determine_available_memory", lambda self: BLOCKS * BLOCK_BYTES)
-    rng, asks = random.Random(2), []
-    for book in range(BOOKS):
-        path, requests = handbook(tmp_path / str(book), rng.choice([8, 20, 40, 60]), 40, 100 + book)
-        text = open(path).read().rstrip("\n")
-        asks += [(text + " " + request["text"], request["expected"]) for request in requests]
+    small_pool(monkeypatch)
+    asks = asks_of(tmp_path)
     with engine(LOOKUP, "relay", max_model_len=1024, max_num_seqs=RUNNING,
                 max_num_batched_tokens=512) as llm:
         before = counted(llm)
         churn = Churn(llm, asks, total)
-        early = None
-        while churn.begun < total or churn.engine.has_unfinished_requests():
-            churn.step(total)
-            if early is None and churn.right >= total // 4:
-                early = resident_mib()
+        early = churn.run(total)
         late = resident_mib()
         did = counted(llm)
         free = churn.scheduler.kv_cache_manager.block_pool.get_num_free_blocks()

@@ -6,6 +6,8 @@ import dataclasses
 import logging
 import threading
 import time
+import weakref
+from typing import Any
 
 log = logging.getLogger("relay_attention_port.vllm")
 
@@ -14,16 +16,26 @@ log = logging.getLogger("relay_attention_port.vllm")
 class Counters:
     """steps: batches that were planned; relayed_steps: those in which at least one shared prefix was read once for
     several requests; groups: such prefixes, summed over steps; tokens_saved: K/V tokens of one layer that would have
-    been read again without it, summed over steps."""
+    been read again without it, summed over steps. packed_prefixes: prefixes of which a packed copy was made;
+    packed_steps: steps that read at least one; packed_bytes: what the copies take now; forgotten: copies dropped, to
+    make room or because vLLM gave one of their blocks to other tokens."""
 
     steps: int = 0
     relayed_steps: int = 0
     groups: int = 0
     tokens_saved: int = 0
+    packed_prefixes: int = 0
+    packed_steps: int = 0
+    packed_bytes: int = 0
+    forgotten: int = 0
 
     def line(self) -> str:
+        packed = ""
+        if self.packed_prefixes:
+            packed = (f"; {self.packed_prefixes} prefixes packed, read by {self.packed_steps} steps, "
+                      f"{self.packed_bytes / 2**20:.0f} MiB now, {self.forgotten} forgotten")
         return (f"RelayAttention: {self.relayed_steps} of {self.steps} steps relayed, {self.groups} groups, "
-                f"{self.tokens_saved} K/V tokens of a layer not read again")
+                f"{self.tokens_saved} K/V tokens of a layer not read again{packed}")
 
 
 class Tally:
@@ -34,17 +46,34 @@ class Tally:
         self._now = Counters()
         self._logged = Counters()
         self._logged_at = 0.0
+        self._holders: weakref.WeakSet[Any] = weakref.WeakSet()
 
-    def add(self, groups: int, tokens_saved: int) -> None:
-        """One step more."""
+    def watch(self, holder: Any) -> None:
+        """Counts ``holder.num_bytes`` among packed_bytes while it lives."""
         with self._lock:
-            now = self._now
-            self._now = Counters(now.steps + 1, now.relayed_steps + (groups > 0), now.groups + groups,
-                                 now.tokens_saved + tokens_saved)
+            self._holders.add(holder)
+
+    def _add(self, **more: int) -> None:
+        with self._lock:
+            self._now = dataclasses.replace(self._now, **{name: getattr(self._now, name) + count
+                                                          for name, count in more.items()})
+
+    def add(self, groups: int, tokens_saved: int, packed: int = 0) -> None:
+        """One step more, with `packed` of its groups read from copies."""
+        self._add(steps=1, relayed_steps=groups > 0, groups=groups, tokens_saved=tokens_saved, packed_steps=packed > 0)
+
+    def packed(self) -> None:
+        self._add(packed_prefixes=1)
+
+    def forgot(self) -> None:
+        self._add(forgotten=1)
 
     def read(self) -> Counters:
         with self._lock:
-            return self._now
+            return self._with_bytes()
+
+    def _with_bytes(self) -> Counters:
+        return dataclasses.replace(self._now, packed_bytes=sum(holder.num_bytes for holder in self._holders))
 
     def reset(self) -> None:
         with self._lock:
@@ -57,7 +86,7 @@ class Tally:
             if now - self._logged_at < interval or self._now == self._logged:
                 return
             self._logged, self._logged_at = self._now, now
-            line = self._now.line()
+            line = self._with_bytes().line()
         log.info("%s", line)
 
 

@@ -2,7 +2,7 @@
 
 In vLLM: ``additional_config={"relay": {"min_prefix": 64}}`` or ``--additional-config '{"relay": {...}}'``.
 By environment: ``RELAY_VLLM`` (on, plain, off), ``RELAY_VLLM_MIN_PREFIX``, ``RELAY_VLLM_MAX_GROUPS``,
-``RELAY_VLLM_DETERMINISTIC``, ``RELAY_VLLM_LOG_INTERVAL``. What the environment says wins.
+``RELAY_VLLM_DETERMINISTIC``, ``RELAY_VLLM_PACKED_GIB``, ``RELAY_VLLM_LOG_INTERVAL``. What the environment says wins.
 """
 
 from __future__ import annotations
@@ -29,13 +29,15 @@ class Settings:
     min_prefix: shorter shared runs of tokens are left alone. max_groups: shared prefixes of a step at most, 0 for no
     bound; where there are more, the longest stay. max_depth: prefixes on one request's path (a prompt, tools under
     it, ...). deterministic: a request's attention is bitwise the same whatever else runs; nothing is shared then.
-    log_interval: seconds between lines with counters, 0 for one each step."""
+    packed_gib: memory of a worker for packed copies of prefixes that stay shared, 0 for none. log_interval: seconds
+    between lines with counters, 0 for one each step."""
 
     strategy: str = "auto"
     min_prefix: int = 32
     max_groups: int = 0
     max_depth: int = 4
     deterministic: bool = False
+    packed_gib: float = 1.0
     log_interval: float = 10.0
 
     def __post_init__(self) -> None:
@@ -46,9 +48,13 @@ class Settings:
         _check_int("max_depth", self.max_depth, 0, 64)
         if not isinstance(self.deterministic, bool):
             raise SettingsError(f"{KEY}.deterministic: {self.deterministic!r}, expected true or false")
-        number = isinstance(self.log_interval, (int, float)) and not isinstance(self.log_interval, bool)
-        if not number or not 0 <= self.log_interval <= 86400:
-            raise SettingsError(f"{KEY}.log_interval: {self.log_interval!r}, expected 0 to 86400 seconds")
+        _check_number("packed_gib", self.packed_gib, 2**20, "GiB")
+        _check_number("log_interval", self.log_interval, 86400, "seconds")
+
+
+def _check_number(name: str, value: object, high: int, unit: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= high:
+        raise SettingsError(f"{KEY}.{name}: {value!r}, expected 0 to {high} {unit}")
 
 
 def _check_int(name: str, value: object, low: int, high: int) -> None:
@@ -74,6 +80,7 @@ _VARIABLES: dict[str, tuple[str, Callable[[str], Any], str]] = {
     "RELAY_VLLM_MIN_PREFIX": ("min_prefix", int, "an integer"),
     "RELAY_VLLM_MAX_GROUPS": ("max_groups", int, "an integer"),
     "RELAY_VLLM_DETERMINISTIC": ("deterministic", _flag, "1 or 0"),
+    "RELAY_VLLM_PACKED_GIB": ("packed_gib", float, "a number of GiB"),
     "RELAY_VLLM_LOG_INTERVAL": ("log_interval", float, "a number of seconds"),
 }
 
