@@ -7,7 +7,9 @@ import logging
 import threading
 import time
 import weakref
-from typing import Any
+from typing import Any, Optional
+
+from .prometheus import Publisher
 
 log = logging.getLogger("relay_attention_port.vllm")
 
@@ -46,6 +48,9 @@ class Tally:
         self._now = Counters()
         self._logged = Counters()
         self._logged_at = 0.0
+        self._interval = 0.0
+        self._timer: Optional[threading.Timer] = None
+        self._publisher = Publisher()
         self._holders: weakref.WeakSet[Any] = weakref.WeakSet()
 
     def watch(self, holder: Any) -> None:
@@ -61,6 +66,9 @@ class Tally:
     def add(self, groups: int, tokens_saved: int, packed: int = 0) -> None:
         """One step more, with `packed` of its groups read from copies."""
         self._add(steps=1, relayed_steps=groups > 0, groups=groups, tokens_saved=tokens_saved, packed_steps=packed > 0)
+        with self._lock:
+            self._publisher.publish(self._with_bytes())
+            self._log_later()
 
     def packed(self) -> None:
         self._add(packed_prefixes=1)
@@ -80,7 +88,13 @@ class Tally:
             self._now = self._logged = Counters()
 
     def log_if_due(self, interval: float) -> None:
-        """One INFO line if there is something new and the last line is `interval` seconds old."""
+        """One INFO line if there is something new and the last line is `interval` seconds old. If it is younger, the line
+        comes when it is that old, whether or not there is another step."""
+        with self._lock:
+            self._interval = interval
+        self._log(interval)
+
+    def _log(self, interval: float) -> None:
         now = time.monotonic()
         with self._lock:
             if now - self._logged_at < interval or self._now == self._logged:
@@ -88,6 +102,19 @@ class Tally:
             self._logged, self._logged_at = self._now, now
             line = self._with_bytes().line()
         log.info("%s", line)
+
+    def _log_later(self) -> None:
+        """The last step before a pause is logged too. Holds the lock."""
+        if self._timer is None and self._interval > 0:
+            wait = max(0.0, self._logged_at + self._interval - time.monotonic())
+            self._timer = threading.Timer(wait, self._logged_later)
+            self._timer.daemon = True
+            self._timer.start()
+
+    def _logged_later(self) -> None:
+        with self._lock:
+            self._timer = None
+        self._log(0.0)
 
 
 tally = Tally()
