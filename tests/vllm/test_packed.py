@@ -7,11 +7,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from engines import counted, counted_since, engine
+from engines import counted, counted_since, engine, greedy
 from python_package import attention, close
-from serving import LOOKUP
+from serving import LOOKUP, handbook
 from test_backend import BLOCK, Table, impl_of
 from test_churn import RUNNING, Churn, asks_of, small_pool
+from vllm.v1.core.kv_cache_utils import FreeKVCacheBlockQueue
 
 from relay_attention_port.relay_attention_backend import RelayAttentionBackend
 from relay_attention_port.vllm import counters, packed
@@ -338,3 +339,41 @@ def test_engine_with_a_pool_too_small(tmp_path, monkeypatch):
         did = counted_since(llm, before)
     assert churn.right > 100
     assert did["packed_prefixes"] > 10 and did["packed_steps"] > 50 and did["forgotten"] > 5
+
+
+def hand_out_in_order(llm):
+    """The next prompt gets the block ids that the first one got; by itself vLLM comes back to an order late."""
+    assert llm.reset_prefix_cache() is not False
+    pool = llm.llm_engine.engine_core.engine_core.scheduler.kv_cache_manager.block_pool
+    blocks = [block for block in pool.blocks if block is not pool.null_block]
+    for block in blocks:
+        block.prev_free_block = block.next_free_block = None
+    pool.free_block_queue = FreeKVCacheBlockQueue(blocks)
+
+
+@pytest.mark.parametrize("writes_matter", [True, False])
+def test_engine_gives_the_same_ids_to_another_prompt(writes_matter, tmp_path, monkeypatch):
+    """Two handbooks of one length, one after the other in the same blocks; were writes not noted, the second one's
+    questions would be answered from the first."""
+    monkeypatch.setattr(packed, "AFTER_STEPS", 2)
+    if not writes_matter:
+        begin = PackedPrefixes.begin
+        monkeypatch.setattr(PackedPrefixes, "begin", lambda self, slots, blocks: begin(self, slots[:0], blocks))
+    small_pool(monkeypatch)
+    wrong = []
+    with engine(LOOKUP, "relay", max_model_len=1024, max_num_seqs=RUNNING) as llm:
+        before = counted(llm)
+        for book in range(2):
+            path, requests = handbook(tmp_path / str(book), 60, 8, 100 + book)
+            text = open(path).read().rstrip("\n")
+            hand_out_in_order(llm)
+            llm.generate([text + " " + requests[0]["text"]], greedy(1))  # the others find it in the cache
+            outputs = llm.generate([text + " " + request["text"] for request in requests], greedy(16, ignore_eos=True))
+            wrong.append(sum(" ".join(output.outputs[0].text.split()[:2]) != request["expected"]
+                             for request, output in zip(requests, outputs)))
+        did = counted_since(llm, before)
+    assert wrong[0] == 0 and did["packed_steps"] > 10
+    if writes_matter:
+        assert wrong[1] == 0 and did["packed_prefixes"] == 2 and did["forgotten"] == 1
+    else:
+        assert wrong[1] > 4 and did["packed_prefixes"] == 1
