@@ -4,6 +4,8 @@ import ctypes
 import importlib
 import shutil
 import subprocess
+import sys
+import types
 
 import numpy as np
 import pytest
@@ -78,3 +80,16 @@ def pretended(pretended_library, monkeypatch):
 
 def bits(view):
     return tensor_view.TensorView(view.c.data, view.c.dtype, view.shape, view.strides, view.owner).array()
+
+
+@pytest.fixture
+def vllm_classes(monkeypatch):
+    """The module that knows vLLM, with stand-ins for what it imports of vLLM, which need not be installed here."""
+    names = ("vllm", "vllm.envs", "vllm.platforms", "vllm.platforms.cpu")
+    for name in names:
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+    sys.modules["vllm"].envs = sys.modules["vllm.envs"]
+    sys.modules["vllm.platforms.cpu"].CpuPlatform = type("CpuPlatform", (), {})
+    monkeypatch.delitem(sys.modules, "relay_attention_port.vllm.v0_9_1", raising=False)
+    yield importlib.import_module("relay_attention_port.vllm.v0_9_1")
+    sys.modules.pop("relay_attention_port.vllm.v0_9_1", None)

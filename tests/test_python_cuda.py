@@ -6,7 +6,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from pretended import pretended, pretended_library  # noqa: F401
+from pretended import pretended, pretended_library, vllm_classes  # noqa: F401
 from python_package import attention, close
 
 import relay_attention_port as relay
@@ -373,3 +373,34 @@ def test_layer_refuses(pretended, tmp_path):
                                              cache_dir=str(tmp_path))
     with pytest.raises(errors.UnsupportedError, match="cache_dir"):
         stored.create_attention_layer(HEADS, SIZE, 0.1)
+
+
+# ---- vLLM's classes ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("slopes", [None, [0.1, 0.2, 0.3, 0.4]])
+def test_vllms_classes(pretended, vllm_classes, slopes):
+    """Two layers of two steps: three requests of 48 shared tokens, planned for the device."""
+    from relay_attention_port.vllm.settings import Settings
+    from relay_attention_port.vllm.steps import StepPlanner
+    layers = [vllm_classes.RelayAttentionImpl(HEADS, SIZE, SIZE**-0.5, KV_HEADS, slopes) for _ in range(2)]
+    pools = [halves(i, 2, 32, BLOCK, KV_HEADS, SIZE) for i in (1, 2)]
+    planner = StepPlanner(pretended.device, Settings(strategy="relay"), BLOCK)
+    assert planner.packed is None, "copies for the processor's kernels"
+    for step in range(2):
+        lens = np.array([50 + step, 57 + step, 49 + step], np.int32)
+        table = np.array([[0, 1, 2, 3], [0, 1, 2, 4], [0, 1, 2, 5]], np.int32)
+        planner.begin(np.arange(4, dtype=np.int32), lens, table, 32, None)
+        slots = torch.tensor([int(table[i, 3]) * BLOCK + n - 1 - 48 for i, n in enumerate(lens)],
+                             dtype=torch.int64)
+        metadata = vllm_classes.RelayAttentionMetadata(3, slots, planner)
+        pretended.clear()
+        for number, (impl, pool) in enumerate(zip(layers, pools)):
+            query, key, value = (halves(50 * number + j, 4, heads, SIZE) for j, heads in enumerate((HEADS, 2, 2)))
+            output = impl.forward(None, query, key, value, pool, metadata, torch.full_like(query, 7.0))
+            assert (output[3] == 7.0).all(), "rows beyond the step are padding"
+            for i, n in enumerate(lens):
+                k, v = (kv[table[i].tolist()].flatten(0, 1)[:n].double() for kv in pool)
+                assert torch.equal(k[-1], key[i].double())
+                close(output[i:i + 1], attention(query[i:i + 1].double(), k, v, slopes=slopes)[0], 3e-3)
+        assert (pretended.calls.attends, pretended.calls.copies, pretended.calls.writes) == (2, 1, 2)

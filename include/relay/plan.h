@@ -65,7 +65,8 @@ typedef struct relay_plan_options {
      * within these bounds by the same launches, copies and workspace: a relay_run captured once
      * serves every later relay_plan_build.  A batch beyond a bound is refused (OUT_OF_RANGE). */
     int32_t max_requests; /* default 0 = no bounds, and none of the others given */
-    int32_t max_rows;     /* query rows of a batch, >= max_requests is usual */
+    int32_t max_rows;     /* query rows of a batch, >= max_requests is usual; a run's tensors have as
+                             many, whatever the batch */
     int32_t max_depth;    /* shared segments on a request's path */
     int32_t max_tokens;   /* tokens of a request, its path and its own */
     int32_t max_blocks;   /* block ids of all spans of a batch together */
@@ -84,9 +85,10 @@ RELAY_API void relay_plan_destroy(relay_plan *plan); /* accepts NULL */
  * was before.  Allocates only when a batch is larger than any before.  Errors: NULL_POINTER, WRONG_DEVICE, INVALID_ARGUMENT (a request has more
  * query rows than tokens of its own; a packed prompt of another shape or dtype),
  * OUT_OF_RANGE (a bound of the options), OUT_OF_MEMORY.
- * CUDA: UNSUPPORTED for packed prompts and for a block_size that is no multiple of 16.  Runs read
- * the plan while they execute on their stream: build again only when those queued have got there
- * (or use two plans in turn). */
+ * CUDA: UNSUPPORTED for packed prompts and for a block_size that is no multiple of 16.  Runs copy
+ * the plan when their turn comes on their stream: building waits for those queued, on whichever
+ * streams.  (Graphs of one plan that are launched on several streams are the caller's to order;
+ * two plans in turn wait for nothing.) */
 RELAY_API relay_status relay_plan_build(relay_plan *plan, const relay_forest *forest);
 
 /* Bytes that relay_run needs for the plan as built; 0 when there is nothing to do. */

@@ -127,14 +127,18 @@ void event_destroy(int32_t index, void *event) {
     if (event) cudaEventDestroy(static_cast<cudaEvent_t>(event));
 }
 
-/* Copies the list and marks when that is done. */
+/* Copies the list and marks when that is done.  One event stands for all streams, so a copy comes after the last
+ * one of the plan, whichever stream that is on; a graph's copies are in order where its launches are. */
 cudaError_t copy_list(const relayi_cuda_attend *call, cudaStream_t stream) {
+    cudaEvent_t copied = static_cast<cudaEvent_t>(call->copied);
     cudaStreamCaptureStatus capture = cudaStreamCaptureStatusNone;
-    cudaError_t error = cudaMemcpyAsync(call->params.list, call->host_list, call->list_bytes, cudaMemcpyHostToDevice, stream);
-    if (error == cudaSuccess && call->copied) error = cudaStreamIsCapturing(stream, &capture);
-    if (error != cudaSuccess || !call->copied) return error;
-    unsigned flags = capture == cudaStreamCaptureStatusActive ? cudaEventRecordExternal : cudaEventRecordDefault;
-    return cudaEventRecordWithFlags(static_cast<cudaEvent_t>(call->copied), stream, flags);
+    cudaError_t error = copied ? cudaStreamIsCapturing(stream, &capture) : cudaSuccess;
+    bool captured = capture == cudaStreamCaptureStatusActive;
+    if (error == cudaSuccess && copied && !captured) error = cudaStreamWaitEvent(stream, copied, 0);
+    if (error == cudaSuccess)
+        error = cudaMemcpyAsync(call->params.list, call->host_list, call->list_bytes, cudaMemcpyHostToDevice, stream);
+    if (error != cudaSuccess || !copied) return error;
+    return cudaEventRecordWithFlags(copied, stream, captured ? cudaEventRecordExternal : cudaEventRecordDefault);
 }
 
 relay_status attend(const relayi_cuda_attend *call, relayi_cuda_error *to) {

@@ -144,8 +144,9 @@ class Plan(Owner):
             sinks: Any = None, stream: Optional[int] = None, plan_in_workspace: Optional[bool] = None) -> None:
         """Computes one layer into `output` (and `lse`). Nothing is copied; the GIL is released meanwhile.
 
-        query, output: [T, Hq, D], T >= the plan's rows, last stride 1; key_pool, value_pool: [num_blocks,
-        block_size, Hkv, D], the new tokens already in place; contiguous: (key, value) pairs, [n, Hkv, D] each;
+        query, output: [T, Hq, D], T >= the plan's rows (max_rows on CUDA, if it has bounds), last stride 1; key_pool,
+        value_pool: [num_blocks, block_size, Hkv, D], the new tokens already in place; contiguous: (key, value) pairs,
+        [n, Hkv, D] each;
         layer: of packed prompts; lse: [T, Hq] float32, natural log; alibi_slopes, sinks: [Hq] floats (CUDA: float32
         tensors there). The plan's own workspace is used: one run of a plan at a time.
 

@@ -44,7 +44,7 @@ class StepPlanner:
     one thread.
 
     writes_seen: whether all that is written into the pools goes through the slots of steps; without it nothing is
-    packed.
+    packed, and nothing is on a GPU.
     """
 
     def __init__(self, device: Device, settings: Settings, block_size: int, writes_seen: bool = True) -> None:
@@ -57,7 +57,7 @@ class StepPlanner:
         self._moved = 0  # segments of the forest that are read from copies
         self._pages_step = -1
         self.packed: Optional[PackedPrefixes] = None
-        if settings.packed_gib > 0 and self._depth() > 0 and writes_seen:
+        if device.kind == "cpu" and settings.packed_gib > 0 and self._depth() > 0 and writes_seen:
             self.packed = PackedPrefixes(device, block_size, max(1, int(settings.packed_gib * 2**30)))
 
     def _depth(self) -> int:

@@ -8,7 +8,7 @@ import logging
 import os
 import sys
 from dataclasses import dataclass
-from typing import Any, Optional
+from typing import Any, Optional, Union
 
 import numpy as np
 import torch
@@ -16,11 +16,12 @@ import torch.nn.functional as F
 import vllm.envs as envs
 from vllm.platforms.cpu import CpuPlatform
 
-from ..devices import default_device
+from ..devices import cuda_device, default_device
 from ..plans import Attention
 from ..tensor_view import float_array, int_array, tensor_view
 from . import settings as settings_module
 from .counters import counters
+from .device_calls import DeviceCalls
 from .layer_calls import LayerCalls
 from .steps import LayerPlan, StepPlanner
 
@@ -151,15 +152,16 @@ class RelayAttentionBackend:
 
 @dataclass
 class RelayAttentionMetadata:
-    """A step. ``slots``: where the new tokens' K/V go, [num_actual_tokens] int64."""
+    """A step. ``slots``: where the new tokens' K/V go, [num_actual_tokens] int64: an array, or a tensor on the GPU that
+    the planner plans for. ``slots_given``: as the calls of a layer take it."""
 
     num_actual_tokens: int
-    slots: "np.ndarray[Any, Any]"
+    slots: Any
     planner: StepPlanner
-    slots_address: int = 0
+    slots_given: Any = None
 
     def __post_init__(self) -> None:
-        self.slots_address = self.slots.ctypes.data
+        self.slots_given = self.slots.ctypes.data if isinstance(self.slots, np.ndarray) else self.slots
 
 
 class RelayAttentionMetadataBuilder:
@@ -172,7 +174,10 @@ class RelayAttentionMetadataBuilder:
         connected = getattr(runner.vllm_config, "kv_transfer_config", None) is not None
         if connected and settings.packed_gib > 0:
             log.info("RelayAttention: no prefix is packed, since kv_transfer_config lets others write the K/V cache")
-        self.planner = StepPlanner(default_device(), settings, kv_cache_spec.block_size, writes_seen=not connected)
+        place = getattr(runner, "device", torch.device("cpu"))
+        self._on_gpu = place.type == "cuda"
+        device = cuda_device(place.index or 0) if self._on_gpu else default_device()
+        self.planner = StepPlanner(device, settings, kv_cache_spec.block_size, writes_seen=not connected)
 
     def reorder_batch(self, input_batch: Any, scheduler_output: Any) -> bool:
         return False  # the forest has an order of its own
@@ -186,11 +191,14 @@ class RelayAttentionMetadataBuilder:
         slots = int_array(self.block_table.slot_mapping_np[:num_actual_tokens], "slot_mapping", np.int64)
         self.planner.begin(runner.query_start_loc_np[:num_reqs + 1], runner.seq_lens_np[:num_reqs],
                            self.block_table.get_numpy_array()[:num_reqs], runner.kv_cache_config.num_blocks, slots)
+        if self._on_gpu:
+            there = self.block_table.slot_mapping[:num_actual_tokens]
+            slots = there.copy_(self.block_table.slot_mapping_cpu[:num_actual_tokens], non_blocking=True)
         return RelayAttentionMetadata(num_actual_tokens, slots, self.planner)
 
 
-class _Bound(LayerCalls):
-    """A layer's calls with its cache and a planner; they are the same in every step."""
+class _Binding:
+    """A layer's calls with its cache and a planner; they are the same in every step. The other base makes the calls."""
 
     def __init__(self, planner: StepPlanner, kind: Attention, kv_cache: torch.Tensor, dtype: torch.dtype,
                  alibi_slopes: Any) -> None:
@@ -198,12 +206,20 @@ class _Bound(LayerCalls):
                         for pool, name in zip(kv_cache.unbind(0), ("key cache", "value cache")))
         self.plan: LayerPlan
         self.plan, layer = planner.layer(kind, keys, values)
-        super().__init__(planner.device, keys, values, layer, alibi_slopes)
+        super().__init__(planner.device, keys, values, layer, alibi_slopes)  # type: ignore[call-arg]
         self._planner, self._cache, self._address, self._dtype = planner, kv_cache, kv_cache.data_ptr(), dtype
 
     def serves(self, planner: StepPlanner, kv_cache: torch.Tensor, dtype: torch.dtype) -> bool:
         return (kv_cache is self._cache and planner is self._planner and dtype is self._dtype
                 and kv_cache.data_ptr() == self._address)
+
+
+class _Bound(_Binding, LayerCalls):
+    """On the processor."""
+
+
+class _BoundOnGpu(_Binding, DeviceCalls):
+    """On the GPU that the planner plans for."""
 
 
 class RelayAttentionImpl:
@@ -230,7 +246,7 @@ class RelayAttentionImpl:
         self.logits_soft_cap = logits_soft_cap or 0.0
         self.alibi_slopes = None if alibi_slopes is None else float_array(alibi_slopes, num_heads, "alibi_slopes")
         self.writes_cache = kv_sharing_target_layer_name is None
-        self._bound: Optional[_Bound] = None
+        self._bound: Union[None, _Bound, _BoundOnGpu] = None
 
     def _kind(self, dtype: torch.dtype) -> Attention:
         number = {torch.bfloat16: "bf16", torch.float16: "f16"}.get(dtype)
@@ -239,11 +255,12 @@ class RelayAttentionImpl:
         return Attention(self.num_heads, self.num_kv_heads, self.head_size, number, number, number, self.scale,
                          self.logits_soft_cap, self.sliding_window, use_alibi=self.alibi_slopes is not None)
 
-    def _bind(self, planner: StepPlanner, kv_cache: torch.Tensor, dtype: torch.dtype) -> _Bound:
+    def _bind(self, planner: StepPlanner, kv_cache: torch.Tensor, dtype: torch.dtype) -> Union[_Bound, _BoundOnGpu]:
         if kv_cache.dim() != 5 or kv_cache.shape[0] != 2:
             raise ValueError(f"kv_cache: shape {tuple(kv_cache.shape)}, expected (2, num_blocks, block_size, "
                              f"{self.num_kv_heads}, {self.head_size})")
-        self._bound = _Bound(planner, self._kind(dtype), kv_cache, dtype, self.alibi_slopes)
+        calls = _Bound if planner.device.kind == "cpu" else _BoundOnGpu
+        self._bound = calls(planner, self._kind(dtype), kv_cache, dtype, self.alibi_slopes)
         return self._bound
 
     def forward(self, layer: Any, query: torch.Tensor, key: Optional[torch.Tensor], value: Optional[torch.Tensor],
@@ -261,7 +278,7 @@ class RelayAttentionImpl:
         if bound is None or not bound.serves(planner, kv_cache, query.dtype):
             bound = self._bind(planner, kv_cache, query.dtype)
         if self.writes_cache and key is not None and value is not None:
-            bound.write(key, value, attn_metadata.slots_address, len(attn_metadata.slots))
+            bound.write(key, value, attn_metadata.slots_given, len(attn_metadata.slots))
         bound.run(bound.plan.now(), query, output)
         return output
 
