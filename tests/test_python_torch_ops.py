@@ -1,5 +1,6 @@
 """torch.ops.relay_attention: torch's own checker of operators, torch.compile, and what a plan's number stands for."""
 import gc
+import re
 
 import numpy as np
 import pytest
@@ -7,6 +8,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from pretended import pretended, pretended_library  # noqa: F401
+import python_package
 from python_package import attention, close
 
 from relay_attention_port import Attention, Device, Forest, Plan, Segment, Span, errors, torch_ops
@@ -192,6 +194,20 @@ def test_what_is_refused():
         ops.fuse([], [floats(1, 2, 2)])
     with pytest.raises(errors.BadShapeError, match="output"):
         ops.run(step.query.detach(), torch.zeros(2, HEADS, SIZE + 1), step.number, step.keys, step.values)
+
+
+def test_the_documented_code():
+    """docs/pytorch.md, but for CUDA graphs; tests/gpu runs all of it as it is written."""
+    page = (python_package.ROOT / "docs" / "pytorch.md").read_text()
+    step, graph, compiled = re.findall(r"```python\n(.*?)```", page, re.S)
+    assert "CUDAGraph" in graph and 'torch.device("cuda")' in step
+    names = {}
+    torch._dynamo.reset()
+    exec(step.replace('torch.device("cuda")', 'torch.device("cpu")'), names)
+    before = names["output"].clone()
+    assert before.count_nonzero() > 0
+    exec(compiled.replace("fullgraph=True", 'fullgraph=True, backend="aot_eager"'), names)
+    assert torch.equal(names["output"], before)
 
 
 def test_operators_on_a_cuda_device(pretended):

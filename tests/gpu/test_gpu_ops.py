@@ -1,6 +1,9 @@
 """Fusion by both backends, cache write, PyTorch's operators, the layer and vLLM's classes on a GPU."""
+import re
+
 import numpy as np
 import pytest
+import python_package
 import torch
 from pretended import vllm_classes  # noqa: F401
 from traffic import ALLOWED, BLOCK, HERE, Traffic, decode, numbers, off_by, two_prompts
@@ -193,6 +196,21 @@ def test_operators_in_a_graph(device, compiling):
         step.next(seed)
         graph.replay()
         step.check(output)
+
+
+def test_the_documented_code():
+    """docs/pytorch.md as it is written."""
+    page = (python_package.ROOT / "docs" / "pytorch.md").read_text()
+    step, graph, compiled = re.findall(r"```python\n(.*?)```", page, re.S)
+    torch._dynamo.reset()
+    names = {}
+    exec(step, names)
+    first = names["output"].clone()
+    exec(graph, names)
+    last = names["output"].clone()
+    assert not first.isnan().any() and not torch.equal(first, last), "more tokens at each replay"
+    exec(compiled, names)
+    assert torch.equal(names["output"], last)
 
 
 # ---- the layer, and vLLM's classes --------------------------------------------------------
