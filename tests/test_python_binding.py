@@ -370,6 +370,39 @@ def test_prompt_in_a_forest_stays_pinned(device):
         prompt.num_tokens
 
 
+def test_a_found_segment_moves_to_a_packed_copy(device):
+    """The same attention from the copy; the forest keeps it pinned; what was planned before is stale."""
+    pools = [floats(seed, 6, BLOCK, KV_HEADS, SIZE) for seed in (1, 2)]
+    table, query = np.array([[4, 2, 5, 0], [4, 2, 5, 1]], np.int32), floats(3, 2, HEADS, SIZE)
+    lens = [3 * BLOCK + 5, 3 * BLOCK + 9]
+    cache = cache_of(device, max_cached_system_prompts=1, num_layers=2)
+    forest = Forest(device).find([0, 1, 2], lens, table, block_size=BLOCK, num_blocks=6)
+    length, raw = forest.segment_blocks(0)
+    assert length == 3 * BLOCK and list(np.frombuffer(raw, np.int32)) == [4, 2, 5]
+    plan = Plan(device, Attention(HEADS, KV_HEADS, SIZE, "f32", "f32", "f32"), strategy="relay").build(forest)
+    pages, packed = np.empty_like(query), np.empty_like(query)
+    plan.run(query, pages, key_pool=pools[0], value_pool=pools[1])
+    prompt = cache.begin("copy", 4 * BLOCK)
+    for layer in range(2):
+        prompt.write_pages(layer, *pools, [4, 2, 5, 3])
+    prompt.commit()
+    forest.move_segment(0, Span.packed(prompt, length))
+    assert forest.segment_blocks(0) == (length, b"") and forest.segments()[0].span.layout == "packed"
+    with pytest.raises(errors.StalePlanError):
+        plan.run(query, packed, key_pool=pools[0], value_pool=pools[1])
+    plan.build(forest).run(query, packed, key_pool=pools[0], value_pool=pools[1], layer=1)
+    close(packed, pages, 1e-5)
+    prompt.release()
+    with pytest.raises(errors.CacheFullError):
+        cache.begin("b", 10)
+    with pytest.raises(errors.InvalidArgumentError, match="kv.length: 16, but segment 0 has 48"):
+        forest.move_segment(0, Span.contiguous(BLOCK, 0))
+    with pytest.raises(errors.OutOfRangeError):
+        forest.move_segment(1, Span.contiguous(BLOCK, 0))
+    with pytest.raises(errors.InvalidArgumentError, match="PAGED"):
+        forest.move_segment(0, Span.paged(length, [4, 2, 5]))
+
+
 def test_prompt_that_is_given_up_is_dropped(device):
     cache = cache_of(device)
     with cache.begin("a", 3) as prompt:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from python_package import attention, close
 
+from relay_attention_port import errors
 from relay_attention_port.relay_attention_backend import RelayAttentionBackend, RelayAttentionImpl
 from relay_attention_port.vllm import counters
 
@@ -225,6 +226,23 @@ def test_refused_in_a_run():
         impl_of(4, 2, 64).forward(None, step.query.float(), None, None, step.kv_cache, step.build(), step.output)
     with pytest.raises(ValueError, match=r"kv_cache: shape \(400, 16, 2, 64\)"):
         impl_of(4, 2, 64).forward(None, step.query, step.key, step.value, step.kv_cache[0], step.build(), step.output)
+
+
+@pytest.mark.parametrize("which, change, kind, named", [
+    ("query", lambda t: t.flatten(1), errors.BadShapeError, "query: 2 dimensions"),
+    ("query", lambda t: t[:1], errors.BadShapeError, "query"),
+    ("key", lambda t: t.unsqueeze(0), errors.BadShapeError, "key: 4 dimensions"),
+    ("value", lambda t: t.int(), errors.BadDtypeError, "value: torch.int32"),
+    ("value", lambda t: t[:, :1], errors.BadShapeError, "value"),
+    ("output", lambda t: t.transpose(1, 2).contiguous().transpose(1, 2), errors.BadStrideError, "output"),
+    ("query", lambda t: t.to("meta"), errors.WrongDeviceError, "query: on meta")])
+def test_tensors_that_do_not_fit(which, change, kind, named):
+    step = Step(DECODE, 4, 2, 64)
+    tensors = {name: getattr(step, name) for name in ("query", "key", "value", "output")}
+    tensors[which] = change(tensors[which])
+    with pytest.raises(kind, match=named):
+        impl_of(4, 2, 64).forward(None, tensors["query"], tensors["key"], tensors["value"], step.kv_cache, step.build(),
+                                  tensors["output"])
 
 
 @pytest.mark.parametrize("arguments, named", [

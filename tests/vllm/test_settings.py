@@ -13,9 +13,9 @@ def test_config_and_environment():
     assert read({"relay": {"min_prefix": 64, "max_groups": 2, "deterministic": True}}, {}) == Settings(
         min_prefix=64, max_groups=2, deterministic=True)
     variables = {"RELAY_VLLM_MIN_PREFIX": "128", "RELAY_VLLM_MAX_GROUPS": "3", "RELAY_VLLM_DETERMINISTIC": "1",
-                 "RELAY_VLLM_LOG_INTERVAL": "0.5"}
+                 "RELAY_VLLM_LOG_INTERVAL": "0.5", "RELAY_VLLM_PACKED_GIB": "2.5"}
     assert read({"relay": {"min_prefix": 64}}, variables) == Settings(min_prefix=128, max_groups=3, deterministic=True,
-                                                                       log_interval=0.5)
+                                                                       packed_gib=2.5, log_interval=0.5)
     assert read({"relay": {"strategy": "relay"}}, {"RELAY_VLLM": "plain"}).strategy == "plain"
 
 
@@ -24,7 +24,8 @@ def test_config_and_environment():
     ({"min_prefix": True}, "relay.min_prefix: True"), ({"max_groups": -1}, "relay.max_groups: -1"),
     ({"max_depth": 65}, "relay.max_depth: 65"), ({"deterministic": 1}, "relay.deterministic: 1"),
     ({"strategy": "fast"}, "relay.strategy: 'fast'"), ({"log_interval": -1}, "relay.log_interval: -1"),
-    ({"log_interval": float("nan")}, "relay.log_interval: nan"), ({"min_prefx": 1}, "relay.min_prefx: not known"),
+    ({"log_interval": float("nan")}, "relay.log_interval: nan"), ({"packed_gib": -0.5}, "relay.packed_gib: -0.5"),
+    ({"packed_gib": "1"}, "relay.packed_gib: '1'"), ({"packed_gib": True}, "relay.packed_gib: True"), ({"min_prefx": 1}, "relay.min_prefx: not known"),
     ([1], r"relay: \[1\]"), ("on", "relay: 'on'"), ({"max_groups": 2**40}, "relay.max_groups: 1099511627776")])
 def test_refused(given, named):
     with pytest.raises(SettingsError, match="^" + named):
@@ -33,7 +34,7 @@ def test_refused(given, named):
 
 @pytest.mark.parametrize("variable, value", [
     ("RELAY_VLLM_MIN_PREFIX", "many"), ("RELAY_VLLM_MAX_GROUPS", ""), ("RELAY_VLLM_DETERMINISTIC", "perhaps"),
-    ("RELAY_VLLM_LOG_INTERVAL", "soon"), ("RELAY_VLLM", "maybe")])
+    ("RELAY_VLLM_LOG_INTERVAL", "soon"), ("RELAY_VLLM_PACKED_GIB", "all"), ("RELAY_VLLM", "maybe")])
 def test_refused_variable(variable, value):
     with pytest.raises(SettingsError, match=f"^{variable}: '{value}'"):
         read({}, {variable: value})
