@@ -142,7 +142,8 @@ static void attend_row(const task *t, const relayi_cuda_unit *unit, int32_t i, i
         }
     }
     p->lse[state] = sum > 0.0 ? (float)(top + log(sum)) : -INFINITY;
-    for (int32_t d = 0; d < p->head_dim; d++) p->acc[state * p->head_dim + d] = sum > 0.0 ? (float)(merged[d] / sum) : 0.0f;
+    for (int32_t d = 0; d < p->head_dim; d++)
+        p->acc[state * p->head_dim + d] = sum > 0.0 ? (float)(merged[d] / sum) : 0.0f;
 }
 
 static void merge_row(const task *t, int32_t row, int32_t head) {
@@ -163,7 +164,8 @@ static void merge_row(const task *t, int32_t row, int32_t head) {
     for (int32_t d = 0; d < p->head_dim; d++)
         store(p->output, t->call->output_dtype, of->source * p->output_row + head * p->output_head + d,
               sum > 0.0 ? (float)(merged[d] / sum) : 0.0f);
-    if (p->output_lse) p->output_lse[of->source * p->lse_row + head * p->lse_head] = sum > 0.0 ? (float)log(sum) : -INFINITY;
+    if (p->output_lse)
+        p->output_lse[of->source * p->lse_row + head * p->lse_head] = sum > 0.0 ? (float)log(sum) : -INFINITY;
 }
 
 static relay_status attend(const relayi_cuda_attend *call, relayi_cuda_error *error) {
@@ -231,12 +233,14 @@ static void fuse_row(const relayi_cuda_fuse *call, int64_t t, int64_t h) {
             const relay_tensor *part = &call->outputs[i];
             float lse = lse_of(&call->lses[i], t, h);
             if (lse == -INFINITY) continue;
-            merged += exp(lse - top) / sum * load(part->data, part->dtype, t * part->stride[0] + h * part->stride[1] + d);
+            int64_t at = t * part->stride[0] + h * part->stride[1] + d;
+            merged += exp(lse - top) / sum * load(part->data, part->dtype, at);
         }
         store(out->data, out->dtype, t * out->stride[0] + h * out->stride[1] + d, (float)merged);
     }
-    if (call->lse.data != NULL)
-        ((float *)call->lse.data)[t * call->lse.stride[0] + h * call->lse.stride[1]] = (float)(top + log(sum > 0.0 ? sum : 1.0));
+    if (call->lse.data == NULL) return;
+    int64_t at = t * call->lse.stride[0] + h * call->lse.stride[1];
+    ((float *)call->lse.data)[at] = (float)(top + log(sum > 0.0 ? sum : 1.0));
 }
 
 static relay_status fuse(const relayi_cuda_fuse *call, relayi_cuda_error *error) {

@@ -65,7 +65,8 @@ def plan(pretended):
 # ---- devices ------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind, index", [("cuda", None), ("cuda:0", None), ("cuda", 0), (torch.device("cuda", 0), None)])
+@pytest.mark.parametrize("kind, index", [("cuda", None), ("cuda:0", None), ("cuda", 0),
+                                         (torch.device("cuda", 0), None)])
 def test_device_by_name(pretended, kind, index):
     device = Device(kind, index)
     assert device.place == ("cuda", 0) and device.info().name == "a pretended GPU"
@@ -75,7 +76,8 @@ def test_device_by_name(pretended, kind, index):
     ("cuda:1", None, errors.NoDeviceError, "device 1 of 1"), ("cuda:1", 0, errors.InvalidArgumentError, "index: 0"),
     ("cuda:", None, errors.InvalidArgumentError, "'cuda:'"), ("cuda:-1", None, errors.InvalidArgumentError, "kind"),
     ("cpu:1", None, errors.InvalidArgumentError, "the CPU is 0"), ("xpu", None, errors.InvalidArgumentError, "kind"),
-    ("cuda", 2**40, errors.InvalidArgumentError, "index"), ("cuda:9999999999", None, errors.InvalidArgumentError, "kind")])
+    ("cuda", 2**40, errors.InvalidArgumentError, "index"),
+    ("cuda:9999999999", None, errors.InvalidArgumentError, "kind")])
 def test_devices_that_are_not(pretended, kind, index, error, said):
     with pytest.raises(error, match=said):
         Device(kind, index)

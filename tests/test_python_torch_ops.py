@@ -69,7 +69,8 @@ def test_opcheck_run_of_contiguous_spans():
     plan = Plan(device, Attention(HEADS, KV_HEADS, SIZE, "f32", "f32", "f32", use_alibi=True, use_sinks=True))
     forest = Forest(device).set([0, 1], [Span.contiguous(7, 0)])
     plan.build(forest)
-    arguments = dict(query=floats(1, 1, HEADS, SIZE), output=torch.zeros(1, HEADS, SIZE), plan=torch_ops.number_of(plan),
+    arguments = dict(query=floats(1, 1, HEADS, SIZE), output=torch.zeros(1, HEADS, SIZE),
+                     plan=torch_ops.number_of(plan),
                      contiguous=[floats(2, 7, KV_HEADS, SIZE), floats(3, 7, KV_HEADS, SIZE)],
                      alibi_slopes=floats(4, HEADS), sinks=floats(5, HEADS))
     torch.library.opcheck(ops.run.default, (), arguments)

@@ -1,4 +1,4 @@
-"""CUDA memory and streams, as torch keeps them. Nothing here is used for the CPU; torch is imported at the first use."""
+"""CUDA memory and streams, as torch keeps them. Nothing here is used for the CPU; torch is imported when it is used."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def memory(index: int) -> Any:
 
 
 def current_stream(index: int) -> int:
-    """The cudaStream_t that torch's operations on device `index` go to now; the default stream where there is no torch."""
+    """The cudaStream_t that torch's operations on device `index` go to now; the default one where there is no torch."""
     torch = sys.modules.get("torch")
     return int(torch.cuda.current_stream(index).cuda_stream) if torch is not None else 0
 
@@ -28,10 +28,11 @@ def is_capturing(index: int) -> bool:
     """Whether torch's current stream on device `index` is being captured into a graph."""
     import torch
 
-    if torch.cuda.current_device() == index:
-        return bool(torch.cuda.is_current_stream_capturing())
-    with torch.cuda.device(index):
-        return bool(torch.cuda.is_current_stream_capturing())
+    cuda: Any = torch.cuda
+    if cuda.current_device() == index:
+        return bool(cuda.is_current_stream_capturing())
+    with cuda.device(index):
+        return bool(cuda.is_current_stream_capturing())
 
 
 def dlpack_stream(index: int) -> int:
@@ -96,19 +97,22 @@ def same_bits(a: TensorView, b: TensorView) -> bool:
     return bool(torch.equal(*(torch.as_tensor(_Memory(view), device=memory(view.device[1])) for view in (a, b))))
 
 
-def order(earlier: int, later: int, index: int) -> None:
-    """What comes on stream `later` comes after all that is queued on stream `earlier`."""
+def _stream(stream: int, index: int) -> Any:
+    """torch's object for a cudaStream_t."""
     import torch
 
-    before, after = (torch.cuda.ExternalStream(stream, device=memory(index)) for stream in (earlier, later))
-    after.wait_stream(before)
+    make: Any = torch.cuda.ExternalStream
+    return make(stream, device=memory(index))
+
+
+def order(earlier: int, later: int, index: int) -> None:
+    """What comes on stream `later` comes after all that is queued on stream `earlier`."""
+    _stream(later, index).wait_stream(_stream(earlier, index))
 
 
 def used_by(tensor: Any, stream: int, index: int) -> None:
     """Its memory is not given to anyone before what is queued on the stream is done."""
-    import torch
-
-    tensor.record_stream(torch.cuda.ExternalStream(stream, device=memory(index)))
+    tensor.record_stream(_stream(stream, index))
 
 
 class PlanMemory:

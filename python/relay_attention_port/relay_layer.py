@@ -97,10 +97,11 @@ class RelayAttentionLayer:
         self._soft_cap = float(logits_soft_cap or 0.0)
         self._strategy, self._repeatable = strategy, repeatable
         directory = None if cache_dir is None else os.path.join(cache_dir, name)
-        self._on_device = (DevicePrompts(device, cache_settings(device, config), directory) if device.kind == "cuda"
-                           else None)
-        self.prompts = self._on_device or LayerPrompts(device, config, self.num_kv_heads, self.head_size, model_id,
-                                                       directory)
+        self.prompts: Union[LayerPrompts, DevicePrompts]
+        if device.kind == "cuda":
+            self.prompts = DevicePrompts(device, cache_settings(device, config), directory)
+        else:
+            self.prompts = LayerPrompts(device, config, self.num_kv_heads, self.head_size, model_id, directory)
         self._forest = Forest(device)
         self._plans: dict[tuple[str, str, str], Plan] = {}
         self._pool: Optional[PagePool] = None
@@ -201,10 +202,11 @@ class RelayAttentionLayer:
             if not system_included and length > 0:
                 raise InvalidArgumentError("system_included: False, but relaying is off, so no system prompt is kept")
             return request
-        if self._on_device is not None:
-            request.prompt = self._on_device.get(metadata.system_cache_key, info, shared, self._open_pool(batch.key.dtype))
+        key, dtype = metadata.system_cache_key, batch.key.dtype
+        if isinstance(self.prompts, DevicePrompts):
+            request.prompt = self.prompts.get(key, info, shared, self._open_pool(dtype))
         else:
-            request.prompt = self.prompts.get(metadata.system_cache_key, info, shared, batch.key.dtype)
+            request.prompt = self.prompts.get(key, info, shared, dtype)
         return request
 
     def _follow(self, rows: Rows, leader: Rows, first: _Request, batch: Batch, system_included: bool) -> _Request:

@@ -118,11 +118,11 @@ def write_fake(key: torch.Tensor, value: torch.Tensor, key_pool: torch.Tensor, v
     refuse_gradients({"key": key, "value": value})
 
 
-def _define() -> torch.library.Library:
+def _define() -> Any:
     """The operators live as long as the library object."""
-    library = torch.library.Library("relay_attention", "DEF")
+    library: Any = torch.library.Library("relay_attention", "DEF")  # type: ignore[no-untyped-call]
     real = {"run": run, "fuse": fuse_parts, "cache_write": write}
-    fake = {"run": run_fake, "fuse": fuse_fake, "cache_write": write_fake}
+    fake: dict[str, Any] = {"run": run_fake, "fuse": fuse_fake, "cache_write": write_fake}
     for name, schema in SCHEMAS.items():
         library.define(name + schema, tags=(torch.Tag.needs_fixed_stride_order,))
         for key in ("CPU", "CUDA"):
