@@ -32,11 +32,11 @@ BYTES_A_STEP = 16 << 20  # packed in one step, so that no step is held up for lo
 
 @dataclass
 class _Copy:
-    """A run of blocks, all of whose layers are packed from `made_at` on."""
+    """A run of blocks as the layers had filled them up to the end of step `upto`."""
 
     ids: "np.ndarray[Any, Any]"
     raw: bytes  # the ids
-    made_at: int
+    upto: int
     prompt: Prompt
     packed_layers: int = 0
     used_at: int = 0
@@ -58,8 +58,8 @@ class PackedPrefixes:
         self._copies: dict[bytes, _Copy] = {}  # the least recently used first
         self._by_first: dict[bytes, list[_Copy]] = {}  # by the first block's id
         self._packing: Optional[_Copy] = None
-        self._held = np.zeros(0, np.int64)     # the ids of all copies, and when each copy was made
-        self._held_since = np.zeros(0, np.int64)
+        self._held = np.zeros(0, np.int64)     # the ids of all copies, and up to when each copy holds what was written
+        self._held_upto = np.zeros(0, np.int64)
         self._seen: dict[bytes, int] = {}      # steps in which a run was shared that has no copy
         self._serial = 0
         tally.watch(self)
@@ -79,7 +79,7 @@ class PackedPrefixes:
             self._written = np.zeros(num_blocks, np.int64)
         blocks = slots // self._block_size
         self._written[blocks[(blocks >= 0) & (blocks < num_blocks)]] = self._step
-        if (self._written[self._held] >= self._held_since).any():
+        if (self._written[self._held] > self._held_upto).any():
             for copy in self._all():
                 if not self._is_valid(copy):
                     self._drop(copy)
@@ -128,8 +128,7 @@ class PackedPrefixes:
     # ---- finding and forgetting --------------------------------------------------------------------------------------
 
     def _is_valid(self, copy: _Copy) -> bool:
-        """A block that is written in the step of the copy's making is written after it."""
-        return bool((self._written[copy.ids] < copy.made_at).all())
+        return bool((self._written[copy.ids] <= copy.upto).all())
 
     def _find(self, raw: bytes) -> Optional[_Copy]:
         """A copy that begins with these blocks."""
@@ -157,7 +156,7 @@ class PackedPrefixes:
     def _note_held(self) -> None:
         copies = self._all()
         self._held = np.concatenate([copy.ids for copy in copies] or [np.zeros(0, np.int64)])
-        self._held_since = np.repeat([copy.made_at for copy in copies], [len(copy.ids) for copy in copies])
+        self._held_upto = np.repeat([copy.upto for copy in copies], [len(copy.ids) for copy in copies])
 
     # ---- packing -----------------------------------------------------------------------------------------------------
 
@@ -169,9 +168,11 @@ class PackedPrefixes:
             self._start(raw)
 
     def _start(self, raw: bytes) -> None:
+        """Makes room for a copy. It is filled from the next step on, when the layers have written what this step has for
+        them; a later write makes it stale."""
         ids = np.frombuffer(raw, np.int32)
         cache = self._open_cache()
-        if cache is None or (self._written[ids] >= self._step).any():
+        if cache is None:
             return
         prompt = self._begin_prompt(cache, len(ids) * self._block_size)
         del self._seen[raw]  # without room it is tried again when it has been seen as often
