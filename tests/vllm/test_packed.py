@@ -7,11 +7,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from chain_model import chain_model
+from churn import RUNNING, Traffic, questions, small_pool
 from engines import counted, counted_since, engine, greedy
 from python_package import attention, close
 from serving import LOOKUP, handbook
 from test_backend import BLOCK, Table, impl_of
-from test_churn import RUNNING, Churn, asks_of, small_pool
 from vllm.v1.core.kv_cache_utils import FreeKVCacheBlockQueue
 
 from relay_attention_port.relay_attention_backend import RelayAttentionBackend
@@ -346,12 +347,13 @@ def test_random_traffic():
 def test_engine_with_a_pool_too_small(tmp_path, monkeypatch):
     """vLLM evicts cached prompts and gives their blocks to others."""
     monkeypatch.setattr(packed, "AFTER_STEPS", 2)
-    small_pool(monkeypatch)
-    with engine(LOOKUP, "relay", max_model_len=1024, max_num_seqs=RUNNING, max_num_batched_tokens=512) as llm:
-        before, churn = counted(llm), Churn(llm, asks_of(tmp_path), 5)
-        churn.run(150)
+    small_pool(monkeypatch.setattr)
+    with engine(chain_model(tmp_path), "relay", max_model_len=1024, max_num_seqs=RUNNING,
+                max_num_batched_tokens=512) as llm:
+        before, traffic = counted(llm), Traffic(llm, questions(3), 5)
+        traffic.more(150)
         did = counted_since(llm, before)
-    assert churn.right > 100
+    assert traffic.happened["right"] > 100
     assert did["packed_prefixes"] > 10 and did["packed_steps"] > 50 and did["forgotten"] > 5
 
 
@@ -373,7 +375,7 @@ def test_engine_gives_the_same_ids_to_another_prompt(writes_matter, tmp_path, mo
     if not writes_matter:
         begin = PackedPrefixes.begin
         monkeypatch.setattr(PackedPrefixes, "begin", lambda self, slots, blocks: begin(self, slots[:0], blocks))
-    small_pool(monkeypatch)
+    small_pool(monkeypatch.setattr)
     wrong = []
     with engine(LOOKUP, "relay", max_model_len=1024, max_num_seqs=RUNNING) as llm:
         before = counted(llm)
