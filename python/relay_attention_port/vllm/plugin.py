@@ -89,7 +89,7 @@ def general() -> None:
         import_module(type(current_platform).__module__).prepare_process()
         log.debug("RelayAttention is vLLM's platform in this process")
     elif current_platform.is_cuda_alike():
-        log.info("RelayAttention leaves vLLM's own attention in place on %s: its backend takes tensors in the "
-                 "processor's memory only", current_platform.device_name)
+        log.info("RelayAttention leaves vLLM's own attention in place on %s: the plugin gives vLLM its backend on "
+                 "machines without a GPU only", current_platform.device_name)
     else:
         log.debug("RelayAttention is off in this process")
