@@ -22,9 +22,10 @@ log = logging.getLogger(__name__)
 class RelayAttentionIntegration:
     """Makes attention layers that share system prompts, and the metadata that their calls need.
 
-    config: None is RelayConfig(), which computes plain attention (enabled=False). device: where to compute; default
-    the CPU with all its threads. cache_dir: where system prompts go that leave memory, one folder for each layer;
-    without it there is nothing to prefetch. model_id: names the weights, so that files of another model are not used.
+    config: None is RelayConfig(), which computes plain attention (enabled=False). device: where to compute and to keep
+    K/V; default the CPU with all its threads. cache_dir: where system prompts go that leave memory, one folder for each
+    layer; without it there is nothing to prefetch, and a CUDA device has none. model_id: names the weights, so that
+    files of another model are not used.
     """
 
     def __init__(self, config: Optional[RelayConfig] = None, *, device: Optional[Device] = None,
