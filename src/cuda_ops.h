@@ -26,7 +26,7 @@
 extern "C" {
 #endif
 
-#define RELAYI_CUDA_VERSION 2u /* counts up with every change of this file */
+#define RELAYI_CUDA_VERSION 3u /* counts up with every change of this file */
 #define RELAYI_CUDA_OPS_SYMBOL "relay_cuda_ops"
 #define RELAYI_CUDA_MAX_CONTIGUOUS 48 /* tensors of a run; they travel as kernel parameters */
 #define RELAYI_CUDA_HOPPER_CONTIGUOUS 4 /* of them, for the Hopper kernel */
@@ -55,8 +55,8 @@ typedef struct relayi_cuda_header {
     int32_t num_tall; /* units at the start of their room; the others lie at its end */
     uint32_t next; /* work handed out beyond the grid's first; back at 0 when a run is done */
     uint32_t next_flat; /* the same of FLAT units, if a kernel counts them by themselves */
-    int32_t reserved;
-    uint64_t arrived; /* blocks that have finished their units, over all runs of the list: only grows */
+    uint32_t arrived; /* blocks that have finished their units: its highest bit turns over with every run */
+    int32_t reserved[2];
 } relayi_cuda_header;
 
 /* Tokens [begin, end) of a span whose first token is at global position `start`; begin is a multiple

@@ -8,41 +8,51 @@
 #include "hopper_prompt.cuh"
 #include "hopper_user.cuh"
 
+/* By the block's first warp. */
 template <int D> DEVICE void prepare_block(const hopper_params &p, const hopper_block<D> &b) {
     using S = hopper_sizes<D>;
     constexpr int user_first = 2 * S::slots + 2 * HOPPER_UNIT_QUEUE;
-    int i = threadIdx.x;
-    if (i < S::num_barriers) {
+    int lane = threadIdx.x;
+    for (int i = lane; i < S::num_barriers; i += 32) {
         bool emptied = (i >= S::slots && i < 2 * S::slots) || (i >= 2 * S::slots + HOPPER_UNIT_QUEUE && i < user_first);
         barrier_init(b.barrier(i), emptied ? HOPPER_CONSUMERS * 4 : 1);
-        barriers_ready();
     }
-    if (i >= 128 && i < 128 + S::slots) *b.tag(i - 128) = 0xFFFFFFFFu;
-    if (i >= 256 && i < 258) prefetch_map(&p.pool[i - 256]);
+    if (lane < S::slots) store_tag(b.tag(lane), 0xFFFFFFFFu);
+    barriers_ready();
+    if (lane < 2) prefetch_map(&p.pool[lane]);
+    __syncwarp();
+    pass(HOPPER_READY + HOPPER_USERS, HOPPER_USER_WARPS * 32 + 32);
+    pass(HOPPER_READY + HOPPER_PRODUCER, 32 + 32);
+    pass(HOPPER_READY + HOPPER_FEEDERS, HOPPER_USER_WARPS * 16 + 32);
 }
 
 template <typename T, int D>
 __global__ void __launch_bounds__(HOPPER_THREADS, 1) attend_hopper(const __grid_constant__ hopper_params p) {
     extern __shared__ __align__(1024) char hopper_shared[];
     hopper_block<D> b(hopper_shared);
-    prepare_block<D>(p, b);
+    if (threadIdx.x < 32) prepare_block<D>(p, b);
     if (!p.inside) start_dependents();
     int group = threadIdx.x / 128;
     if (group < HOPPER_CONSUMERS) {
         registers_more<176>();
         consume<T, D>(p, b);
-        if (p.inside) finish<D>(p, hopper_shared);
+        registers_fewer<112>();
     } else if (group == HOPPER_CONSUMERS) {
         registers_fewer<112>();
         attend_users<T, D>(p, b, threadIdx.x % 128 / 32);
-        if (p.inside) finish<D>(p, hopper_shared);
     } else {
         registers_fewer<48>();
-        int warp = threadIdx.x % 128 / 32, lane = threadIdx.x % 32;
-        if (warp == 0) produce<D>(p, b);
-        else if (warp == 3) meet_roles();
-        else feed_users<D>(p, b, (warp - 1) * 2 + lane, lane < 2);
+        int warp = threadIdx.x % 128 / 32;
+        if (warp == 0) {
+            produce<D>(p, b);
+        } else if (warp < 3) {
+            feed_users<D>(p, b);
+        } else if (p.inside) {
+            find_first<D>(p, b);
+        }
+        return;
     }
+    if (p.inside) finish<D>(p, b);
 }
 
 /* ---- tensor maps ------------------------------------------------------------- */
@@ -76,7 +86,7 @@ static cudaError_t map_pool(encode_map_fn encode, CUtensorMapDataType type, cons
                                   static_cast<cuuint64_t>(block) * 2};
     const cuuint32_t box[5] = {64, 8, D / 64, 2, 1}, one[5] = {1, 1, 1, 1, 1};
     CUresult result = encode(map, type, 5, const_cast<void *>(data), size, stride, box, one, CU_TENSOR_MAP_INTERLEAVE_NONE,
-                             CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+                             CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_128B,
                              CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
     return result == CUDA_SUCCESS ? cudaSuccess : cudaErrorInvalidValue;
 }
@@ -89,7 +99,7 @@ static cudaError_t map_span(encode_map_fn encode, CUtensorMapDataType type, cons
     const cuuint64_t stride[2] = {static_cast<cuuint64_t>(token) * 2, 128};
     const cuuint32_t box[3] = {64, 8, D / 64}, one[3] = {1, 1, 1};
     CUresult result = encode(map, type, 3, const_cast<void *>(data), size, stride, box, one, CU_TENSOR_MAP_INTERLEAVE_NONE,
-                             CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+                             CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_128B,
                              CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
     return result == CUDA_SUCCESS ? cudaSuccess : cudaErrorInvalidValue;
 }

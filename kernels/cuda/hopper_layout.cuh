@@ -19,7 +19,9 @@ enum {
     HOPPER_CONSUMERS = 2,      /* warpgroups */
     HOPPER_TILE = RELAYI_CUDA_HOPPER_TILE,
     HOPPER_USER_WARPS = 4,
-        HOPPER_UNIT_QUEUE = 2
+    HOPPER_FIRST_USER = 8,     /* warps */
+    HOPPER_FIRST_FEEDER = 13,
+    HOPPER_UNIT_QUEUE = 2
 };
 
 /* K and V of the pool and of contiguous tensors as the copy engine sees them. */
@@ -29,6 +31,14 @@ struct hopper_params : relayi_cuda_params {
     int32_t inside;     /* the merge happens in this launch; else a kernel after it */
     CUtensorMap pool[2];
     CUtensorMap spans[RELAYI_CUDA_HOPPER_CONTIGUOUS][2];
+};
+
+enum { MERGE_GROUPS = 3, MERGE_BATCH = 16 }; /* warpgroups of a block that merge; parts that are copied together */
+
+/* What a warp merges first: hopper_merge.cuh. */
+struct hopper_first_batch {
+    int32_t pair, source, count, last;
+    int64_t state[MERGE_BATCH];
 };
 
 template <int D> struct hopper_sizes {
@@ -47,10 +57,11 @@ template <int D> struct hopper_sizes {
     static constexpr int num_barriers = 2 * slots + 2 * HOPPER_UNIT_QUEUE + 2 * HOPPER_USER_WARPS * user_stages;
     static constexpr int units_at = barriers_at + (num_barriers * 8 + 63) / 64 * 64;
     static constexpr int stats_at = units_at + HOPPER_UNIT_QUEUE * 128;
-    static constexpr int tags_at = stats_at + 64 * 8;
+    static constexpr int tags_at = stats_at + HOPPER_CONSUMERS * 32 * 16;
     static constexpr int user_units_at = tags_at + 64;
     static constexpr int user_pages_at = user_units_at + HOPPER_USER_WARPS * user_units * 64;
-    static constexpr int bytes = user_pages_at + HOPPER_USER_WARPS * user_stages * 16;
+    static constexpr int first_at = user_pages_at + HOPPER_USER_WARPS * user_stages * 16;
+    static constexpr int bytes = first_at + MERGE_GROUPS * 4 * static_cast<int>(sizeof(hopper_first_batch));
     static_assert(bytes <= 227 * 1024, "a block's shared memory");
 };
 
@@ -66,7 +77,10 @@ template <int D> struct hopper_block {
     DEVICE uint32_t user(int warp, int stage) const { return at + S::user_at + warp * S::user_ring + stage * 2 * S::page; }
     DEVICE uint32_t barrier(int i) const { return at + S::barriers_at + i * 8; }
     /* Number, since the kernel's start, of what a slot is being filled with. */
-    DEVICE volatile uint32_t *tag(uint32_t slot) const { return reinterpret_cast<uint32_t *>(memory + S::tags_at) + slot; }
+    DEVICE uint32_t tag(uint32_t slot) const { return at + S::tags_at + slot * 4; }
+    DEVICE hopper_first_batch *first_batch(int number) const {
+        return reinterpret_cast<hopper_first_batch *>(memory + S::first_at) + number;
+    }
     DEVICE uint32_t full(uint32_t slot) const { return barrier(slot); }
     DEVICE uint32_t empty(uint32_t slot) const { return barrier(S::slots + slot); }
     DEVICE uint32_t unit_full(int i) const { return barrier(2 * S::slots + i); }
@@ -93,15 +107,54 @@ template <int D> DEVICE uint32_t block_place(int row, int chunk) {
                                  ((chunk % 8) ^ (row % 8)) * 16);
 }
 
-/* Barriers are ready for all roles; each meets here once its first loads are under way. */
-DEVICE void meet_roles() { meet(0, HOPPER_THREADS); }
-
 DEVICE const relayi_cuda_header *header_of(const relayi_cuda_params &p) {
     return static_cast<const relayi_cuda_header *>(p.list);
 }
 template <typename E> DEVICE const E *section_of(const relayi_cuda_params &p, uint32_t offset) {
     return reinterpret_cast<const E *>(static_cast<const char *>(p.list) + offset);
 }
+
+/* The list's entry of FLAT work number `work`. */
+DEVICE const relayi_cuda_unit *flat_entry(const hopper_params &p, uint32_t work) {
+    return section_of<relayi_cuda_unit>(p, p.units) + (p.unit_room - 1 - static_cast<int>(work / p.kv_heads));
+}
+DEVICE bool in_room(const hopper_params &p, uint32_t work) { return work < static_cast<uint32_t>(p.unit_room) * p.kv_heads; }
+
+DEVICE uint32_t tall_total(const hopper_params &p) {
+    return static_cast<uint32_t>(header_of(p)->num_tall) * static_cast<uint32_t>(p.kv_heads);
+}
+DEVICE uint32_t flat_total(const hopper_params &p) {
+    return static_cast<uint32_t>(header_of(p)->num_units - header_of(p)->num_tall) * static_cast<uint32_t>(p.kv_heads);
+}
+
+/* The barriers in shared memory are ready; each role waits here by itself, once its first loads are under way. */
+enum { HOPPER_CONSUME, HOPPER_USERS, HOPPER_PRODUCER, HOPPER_FEEDERS, HOPPER_READY = 10 /* the first role's number */ };
+DEVICE void await_ready(int role, int threads) { meet(HOPPER_READY + role, threads + (role == HOPPER_CONSUME ? 0 : 32)); }
+
+/* The first unit of a user warp or of the producer, whether or not there is one: lane i < 16 has word i of its entry. */
+struct first_unit {
+    uint32_t work, word;
+
+    DEVICE explicit first_unit(const hopper_params &p) {
+        int lane = threadIdx.x % 32, user = static_cast<int>(threadIdx.x) / 32 - HOPPER_FIRST_USER;
+        bool users = user < HOPPER_USER_WARPS;
+        work = blockIdx.x + (users ? gridDim.x * static_cast<uint32_t>(user) : 0);
+        word = 0;
+        if (lane >= 16 || !in_room(p, work)) return;
+        const relayi_cuda_unit *entry = users ? flat_entry(p, work) : section_of<relayi_cuda_unit>(p, p.units) + work / p.kv_heads;
+        word = reinterpret_cast<const uint32_t *>(entry)[lane];
+    }
+    /* The entry, whole, in every lane. */
+    DEVICE relayi_cuda_unit unit() const {
+        union {
+            uint32_t words[16];
+            relayi_cuda_unit unit;
+        } all;
+#pragma unroll
+        for (int i = 0; i < 16; i++) all.words[i] = __shfl_sync(0xFFFFFFFF, word, i);
+        return all.unit;
+    }
+};
 
 /* Where the query of a unit's row lies; without a look-up where the sources follow each other. */
 DEVICE int64_t hopper_query(const relayi_cuda_params &p, const relayi_cuda_unit &unit, int kv_head, int row) {

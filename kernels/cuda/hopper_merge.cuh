@@ -5,18 +5,23 @@
 
 #include "hopper_layout.cuh"
 
-enum { MERGE_GROUPS = 3, MERGE_BATCH = 4 }; /* warpgroups of a block that merge; parts under way at once */
+/* The rings are done with: two batches of each warp, then what warps that share a row tell each other. */
+template <int D> struct hopper_merge_sizes {
+    static constexpr int batch = MERGE_BATCH * D; /* floats */
+    static constexpr int join_at = MERGE_GROUPS * 4 * 2 * batch;
+    static_assert((join_at + MERGE_GROUPS * 4 * 32 * (D / 32 + 2)) * 4 <= hopper_sizes<D>::barriers_at, "room to merge");
+};
 
 /* All blocks' states are written and can be read.  Called by MERGE_GROUPS * 128 threads of every block. */
 DEVICE void meet_blocks(const hopper_params &p) {
     relayi_cuda_header *header = static_cast<relayi_cuda_header *>(p.list);
-    meet(6, MERGE_GROUPS * 128);
+    meet(6, MERGE_GROUPS * 128 + 32); /* and the warp that has found the first batches */
     if (threadIdx.x == 0) {
-        unsigned long long *arrived = reinterpret_cast<unsigned long long *>(&header->arrived), now;
-        __threadfence();
-        unsigned long long target = (atomicAdd(arrived, 1ull) / gridDim.x + 1) * gridDim.x;
-        do asm volatile("ld.acquire.gpu.global.u64 %0, [%1];" : "=l"(now) : "l"(arrived) : "memory");
-        while (now < target);
+        unsigned *arrived = &header->arrived, now, before, count = blockIdx.x == 0 ? 0x80000000u - (gridDim.x - 1) : 1u;
+        /* the highest bit turns over when all are there, whatever it was: nothing has to be reset */
+        asm volatile("atom.add.release.gpu.global.u32 %0, [%1], %2;" : "=r"(before) : "l"(arrived), "r"(count) : "memory");
+        do asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(now) : "l"(arrived) : "memory");
+        while (((before ^ now) & 0x80000000u) == 0);
         /* the counters of work are back at 0 for the next run: nobody takes any more */
         if (blockIdx.x == 0) header->next = header->next_flat = 0;
     }
@@ -48,49 +53,105 @@ template <int D> struct merged {
     DEVICE float weight(float power) const { return exp2_fast(power - (max == -CUDART_INF_F ? 0.0f : max)); }
 };
 
-template <int D> DEVICE void load_dims(const float *from, float (&to)[D / 32]) {
-    if constexpr (D == 128) {
-        float4 x = __ldcg(reinterpret_cast<const float4 *>(from));
-        to[0] = x.x, to[1] = x.y, to[2] = x.z, to[3] = x.w;
-    } else {
-        float2 x = __ldcg(reinterpret_cast<const float2 *>(from));
-        to[0] = x.x, to[1] = x.y;
+/* Which (row, head) pairs a warp merges: those of a block lie side by side, so that it finds their descriptions
+ * near.  Few rows: four warps each, or all twelve, so that their parts are read at once; else a warp each. */
+struct merge_share {
+    int pair, end, step, part, stride; /* part: the warp's first of a pair's, and every `stride`th after it */
+
+    DEVICE merge_share(const hopper_params &p, int number) {
+        int pairs = header_of(p)->num_rows * p.heads;
+        int each = (pairs + static_cast<int>(gridDim.x) - 1) / static_cast<int>(gridDim.x);
+        stride = each <= 1 ? MERGE_GROUPS * 4 : each <= MERGE_GROUPS ? 4 : 1;
+        step = MERGE_GROUPS * 4 / stride;
+        pair = static_cast<int>(blockIdx.x) * each + number / stride;
+        end = min(static_cast<int>(blockIdx.x + 1) * each, pairs);
+        part = number % stride;
     }
+};
+
+/* Up to MERGE_BATCH parts of a pair; lane i knows part i. */
+struct merge_batch {
+    int pair, source, count; /* pair -1: none; count: of parts */
+    bool last;               /* of its pair */
+    int64_t state;           /* the lane's part; -1: it has none */
+    float power;             /* its lse as a power of two; -infinity: no part */
+};
+
+/* Where a warp's work stands. */
+template <int D> struct merge_walk {
+    const hopper_params &p;
+    merge_share share;
+    int next; /* part of share.pair that lane 0 takes */
+
+    DEVICE merge_walk(const hopper_params &params, int number) : p(params), share(params, number), next(share.part) {}
+
+    /* The next batch: where its parts lie. */
+    DEVICE merge_batch find() {
+        merge_batch batch = {-1, 0, 0, true, -1, -CUDART_INF_F};
+        if (share.pair >= share.end) return batch;
+        int row = share.pair / p.heads, head = share.pair - row * p.heads, kv_head = head / p.group, parts = 0;
+        const relayi_cuda_row of = section_of<relayi_cuda_row>(p, p.rows)[row];
+        const relayi_cuda_run *runs = section_of<relayi_cuda_run>(p, p.runs) + of.first_run;
+        int lane = static_cast<int>(threadIdx.x % 32), mine = next + lane * share.stride;
+#pragma unroll 1
+        for (int i = 0; i < of.num_runs; i++) {
+            const relayi_cuda_run run = runs[i];
+            int64_t rows = static_cast<int64_t>(run.rows) * p.group;
+            int chunk = mine - parts;
+            parts += run.chunks;
+            if (lane >= MERGE_BATCH || chunk < 0 || chunk >= run.chunks) continue;
+            batch.state = run.base + (static_cast<int64_t>(chunk) * p.kv_heads + kv_head) * rows +
+                          static_cast<int64_t>(row - run.row_begin) * p.group + head - kv_head * p.group;
+        }
+        int left = next < parts ? (parts - next + share.stride - 1) / share.stride : 0;
+        batch.pair = share.pair;
+        batch.source = of.source;
+        batch.count = min(left, static_cast<int>(MERGE_BATCH));
+        batch.last = left <= MERGE_BATCH;
+        skip(batch);
+        return batch;
+    }
+    /* Goes on behind a batch. */
+    DEVICE void skip(const merge_batch &batch) {
+        next += MERGE_BATCH * share.stride;
+        if (!batch.last) return;
+        share.pair += share.step;
+        next = share.part;
+    }
+};
+
+/* Starts the copies of a batch's parts into `to`. */
+template <int D> DEVICE void fetch_parts(const hopper_params &p, merge_batch &batch, float *to) {
+    constexpr int lanes = D / 4, together = 32 / lanes; /* 16 bytes a lane: lanes of a part, parts at once */
+    int lane = threadIdx.x % 32;
+    if (batch.state >= 0) batch.power = __ldcg(p.lse + batch.state) * LOG2E;
+#pragma unroll 2
+    for (int i = 0; i < batch.count; i += together) {
+        int part = i + lane / lanes;
+        int64_t from = __shfl_sync(0xFFFFFFFF, batch.state, part % 32);
+        if (part < batch.count)
+            copy16(shared_address(to + part * D + lane % lanes * 4), p.acc + from * D + lane % lanes * 4, true);
+    }
+    copies_commit();
 }
 
-/* Adds chunks first, first + step, ... of a run, in that order; returns `first` for the run after it. */
-template <int D>
-DEVICE int merge_run(const hopper_params &p, const relayi_cuda_run &run, int row, int head, int first, int step, merged<D> &m) {
-    int kv_head = head / p.group, lane = threadIdx.x % 32;
-    int64_t rows = static_cast<int64_t>(run.rows) * p.group, by = rows * p.kv_heads;
-    int64_t state = run.base + kv_head * rows + static_cast<int64_t>(row - run.row_begin) * p.group + head - kv_head * p.group;
-    int c = first;
-#pragma unroll 1
-    for (; c < run.chunks; c += step * MERGE_BATCH) {
-        float part[MERGE_BATCH][D / 32], lse[MERGE_BATCH], top = -CUDART_INF_F;
+/* Adds a batch that has arrived. */
+template <int D> DEVICE void merge_parts(const merge_batch &batch, const float *parts, merged<D> &m) {
+    float top = batch.power;
 #pragma unroll
-        for (int i = 0; i < MERGE_BATCH; i++) {
-            lse[i] = -CUDART_INF_F;
-            if (c + i * step < run.chunks) {
-                int64_t at = state + (c + i * step) * by;
-                lse[i] = __ldcg(p.lse + at) * LOG2E;
-                load_dims<D>(p.acc + at * D + lane * (D / 32), part[i]);
-            }
-        }
+    for (int by = 16; by > 0; by /= 2) top = fmaxf(top, __shfl_xor_sync(0xFFFFFFFF, top, by));
+    m.raise(top);
+    float weight = static_cast<int>(threadIdx.x % 32) < batch.count ? m.weight(batch.power) : 0.0f, sum = weight;
 #pragma unroll
-        for (int i = 0; i < MERGE_BATCH; i++) top = fmaxf(top, lse[i]);
-        m.raise(top);
+    for (int by = 16; by > 0; by /= 2) sum += __shfl_xor_sync(0xFFFFFFFF, sum, by);
+    m.sum += sum;
+    const float *mine = parts + threadIdx.x % 32 * (D / 32);
+#pragma unroll 4
+    for (int i = 0; i < batch.count; i++) {
+        float by = __shfl_sync(0xFFFFFFFF, weight, i);
 #pragma unroll
-        for (int i = 0; i < MERGE_BATCH; i++) {
-            if (c + i * step >= run.chunks) break;
-            float weight = m.weight(lse[i]);
-            m.sum += weight;
-#pragma unroll
-            for (int d = 0; d < D / 32; d++) m.o[d] += weight * part[i][d];
-        }
+        for (int d = 0; d < D / 32; d++) m.o[d] += by * mine[i * D + d];
     }
-    int used = first < run.chunks ? (run.chunks - first + step - 1) / step : 0;
-    return first + used * step - run.chunks;
 }
 
 template <int D> DEVICE void store_merged(const hopper_params &p, int source, int head, merged<D> &m) {
@@ -121,7 +182,7 @@ template <int D> DEVICE void store_merged(const hopper_params &p, int source, in
 template <int D> DEVICE void join_warps(const hopper_block<D> &b, int part, int warps, merged<D> &m) {
     constexpr int width = D / 32 + 2;
     int lane = threadIdx.x % 32, group = warps == 4 ? threadIdx.x / 128 : 0;
-    float *shared = reinterpret_cast<float *>(b.memory) + group * 4 * 32 * width; /* the rings are done with */
+    float *shared = reinterpret_cast<float *>(b.memory) + hopper_merge_sizes<D>::join_at + group * 4 * 32 * width;
     float *mine = shared + (part * 32 + lane) * width;
 #pragma unroll
     for (int d = 0; d < D / 32; d++) mine[d] = m.o[d];
@@ -142,52 +203,59 @@ template <int D> DEVICE void join_warps(const hopper_block<D> &b, int part, int 
     meet(warps == 4 ? 7 + group : 6, warps * 32);
 }
 
-/* Which (row, head) pairs a warp merges: those of a block lie side by side, so that it finds their descriptions
- * near.  Few rows: four warps each, or all twelve, so that their parts are read at once; else a warp each. */
-struct merge_share {
-    int pair, end, step, part, stride; /* part: the warp's first of a pair's, and every `stride`th after it */
-
-    DEVICE explicit merge_share(const hopper_params &p) {
-        int group = threadIdx.x / 128, warp = threadIdx.x % 128 / 32, pairs = header_of(p)->num_rows * p.heads;
-        int each = (pairs + static_cast<int>(gridDim.x) - 1) / static_cast<int>(gridDim.x);
-        int number = group * 4 + warp;
-        stride = each <= 1 ? MERGE_GROUPS * 4 : each <= MERGE_GROUPS ? 4 : 1;
-        step = MERGE_GROUPS * 4 / stride;
-        pair = static_cast<int>(blockIdx.x) * each + number / stride;
-        end = min(static_cast<int>(blockIdx.x + 1) * each, pairs);
-        part = number % stride;
-    }
-    /* Brings the description of the first pair near. */
-    DEVICE void touch(const hopper_params &p) const {
-        if (pair >= end) return;
-        const relayi_cuda_row of = section_of<relayi_cuda_row>(p, p.rows)[pair / p.heads];
-        const relayi_cuda_run *runs = section_of<relayi_cuda_run>(p, p.runs) + of.first_run;
-        int lane = threadIdx.x % 32;
-        if (lane < of.num_runs) asm volatile("prefetch.global.L1 [%0];" ::"l"(runs + lane));
-    }
-};
-
-template <int D> DEVICE void merge_rows(const hopper_params &p, const hopper_block<D> &b, const merge_share &share) {
+/* A batch is added while the next one travels, and the one after that is looked for. */
+template <int D>
+DEVICE void merge_rows(const hopper_params &p, const hopper_block<D> &b, merge_batch ahead) {
+    using S = hopper_merge_sizes<D>;
+    float *memory = reinterpret_cast<float *>(b.memory) + threadIdx.x / 32 * 2 * S::batch;
+    merged<D> m;
+    m.clear();
+    fetch_parts<D>(p, ahead, memory);
+    merge_walk<D> walk(p, threadIdx.x / 32);
+    const int part = walk.share.part, stride = walk.share.stride;
+    walk.skip(ahead);
+    merge_batch now = ahead;
+    ahead = walk.find();
 #pragma unroll 1
-    for (int pair = share.pair; pair < share.end; pair += share.step) {
-        int row = pair / p.heads, head = pair - row * p.heads, part = share.part;
-        const relayi_cuda_row of = section_of<relayi_cuda_row>(p, p.rows)[row];
-        const relayi_cuda_run *runs = section_of<relayi_cuda_run>(p, p.runs) + of.first_run;
-        merged<D> m;
-        m.clear();
-#pragma unroll 1
-        for (int i = 0; i < of.num_runs; i++) part = merge_run<D>(p, runs[i], row, head, part, share.stride, m);
-        if (share.stride > 1) join_warps<D>(b, share.part, share.stride, m);
-        if (share.part == 0) store_merged<D>(p, of.source, head, m);
+    for (int i = 1;; i++) {
+        merge_batch next = ahead;
+        fetch_parts<D>(p, next, memory + i % 2 * S::batch);
+        ahead = walk.find();
+        if (now.pair < 0) return;
+        copies_wait<1>();
+        __syncwarp();
+        merge_parts<D>(now, memory + (i + 1) % 2 * S::batch, m);
+        __syncwarp();
+        if (now.last) {
+            if (stride > 1) join_warps<D>(b, part, stride, m);
+            if (part == 0) store_merged<D>(p, now.source, now.pair % p.heads, m);
+            m.clear();
+        }
+        now = next;
     }
 }
 
-/* One copy of the code for all roles. */
-template <int D> __device__ __noinline__ void finish(const hopper_params &p, char *memory) {
-    const merge_share share(p);
-    share.touch(p);
+/* The first batches of all warps, found by a warp that has nothing else to do while the others compute. */
+template <int D> DEVICE void find_first(const hopper_params &p, const hopper_block<D> &b) {
+    int lane = threadIdx.x % 32;
+#pragma unroll 1
+    for (int number = 0; number < MERGE_GROUPS * 4; number++) {
+        merge_walk<D> walk(p, number);
+        merge_batch batch = walk.find();
+        hopper_first_batch *to = b.first_batch(number);
+        if (lane < MERGE_BATCH) to->state[lane] = batch.state;
+        if (lane == 0) to->pair = batch.pair, to->source = batch.source, to->count = batch.count, to->last = batch.last;
+    }
+    __syncwarp();
+    pass(6, MERGE_GROUPS * 128 + 32);
+}
+
+template <int D> DEVICE void finish(const hopper_params &p, const hopper_block<D> &b) {
     meet_blocks(p);
-    merge_rows<D>(p, hopper_block<D>(memory), share);
+    const hopper_first_batch *found = b.first_batch(threadIdx.x / 32);
+    merge_batch first = {found->pair, found->source, found->count, found->last != 0, -1, -CUDART_INF_F};
+    if (threadIdx.x % 32 < MERGE_BATCH) first.state = found->state[threadIdx.x % 32];
+    merge_rows<D>(p, b, first);
 }
 
 #endif

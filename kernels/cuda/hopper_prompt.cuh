@@ -47,7 +47,7 @@ template <int D> struct ring_writer {
 
     DEVICE void wait(const hopper_block<D> &b) const {
         barrier_wait(b.empty(slot), phase ^ 1);
-        if (threadIdx.x % 32 == 0) *b.tag(slot) = number;
+        if (threadIdx.x % 32 == 0) store_tag(b.tag(slot), number);
     }
     DEVICE void next() {
         number++;
@@ -95,10 +95,9 @@ template <int D> DEVICE void produce(const hopper_params &p, const hopper_block<
     int lane = threadIdx.x % 32;
     relayi_cuda_header *header = static_cast<relayi_cuda_header *>(p.list);
     const uint32_t *words = section_of<uint32_t>(p, p.units);
-    uint32_t work = blockIdx.x, word = 0;
-    if (work / p.kv_heads < static_cast<uint32_t>(p.unit_room) && lane < 16) word = words[work / p.kv_heads * 16 + lane];
-    uint32_t total = static_cast<uint32_t>(header->num_tall) * static_cast<uint32_t>(p.kv_heads);
-    meet_roles();
+    const first_unit first(p);
+    uint32_t work = first.work, word = first.word, total = tall_total(p);
+    await_ready(HOPPER_PRODUCER, 32);
     uint64_t policy = read_again_policy();
     ring_writer<D> writer;
 #pragma unroll 1
@@ -140,7 +139,7 @@ template <int D> struct ring_reader {
     /* A consumer that takes turns does not see every filling of a slot, and a phase alone would not tell it
      * the filling it waits for from the one before the last. */
     DEVICE void wait_tag(const hopper_block<D> &b, uint32_t number) const {
-        while (*b.tag(slot(number)) != base + number) continue;
+        while (load_tag(b.tag(slot(number))) != base + number) continue;
     }
     DEVICE void wait(const hopper_block<D> &b, uint32_t number) const {
         barrier_wait(b.full(slot(number)), (base + number) / hopper_sizes<D>::slots & 1);
@@ -329,58 +328,76 @@ template <int D> DEVICE void complete_prompt(prompt_state<D> &state) {
     }
 }
 
-/* The second consumer's state joins the first's, through the queries' memory. */
+/* Both consumers' states of the same rows become one: each ends with half of the dims, in `half`, and all of the
+ * maxima and sums.  They tell each other through their own queries' memory. */
 template <int D>
-DEVICE void join_consumers(const hopper_params &p, const hopper_block<D> &b, int consumer, prompt_state<D> &state) {
+DEVICE void join_consumers(const hopper_params &p, const hopper_block<D> &b, int consumer, prompt_state<D> &state,
+                           float (&half)[D / 4]) {
     using S = hopper_sizes<D>;
     constexpr int both = HOPPER_CONSUMERS * 128;
-    static_assert(128 * (D / 2) * 4 <= HOPPER_CONSUMERS * S::query, "room to join");
-    float *acc = reinterpret_cast<float *>(b.memory + S::query_at);
-    float4 *stats = reinterpret_cast<float4 *>(b.memory + S::stats_at);
+    static_assert(128 * (D / 4) * 4 <= S::query, "room to join");
     int thread = threadIdx.x % 128;
-    float unit = p.scale * LOG2E;
-    meet(3, both);
-    if (consumer == 1) {
+    float *mine = reinterpret_cast<float *>(b.memory + S::query_at + consumer * S::query) + thread;
+    const float *other = reinterpret_cast<const float *>(b.memory + S::query_at + (1 - consumer) * S::query) + thread;
+    float4 *stats = reinterpret_cast<float4 *>(b.memory + S::stats_at);
+    float unit = p.scale * LOG2E, own[2], others[2];
+    meet(1 + consumer, 128); /* the queries are done with */
 #pragma unroll
-        for (int i = 0; i < D / 2; i++) acc[i * 128 + thread] = state.acc[i];
-        if (thread % 4 == 0) stats[thread / 4] = make_float4(state.max[0], state.sum[0], state.max[1], state.sum[1]);
+    for (int i = 0; i < D / 4; i++) {
+        half[i] = consumer == 0 ? state.acc[i] : state.acc[i + D / 4];
+        mine[i * 128] = consumer == 0 ? state.acc[i + D / 4] : state.acc[i];
     }
+    if (thread % 4 == 0) stats[consumer * 32 + thread / 4] = make_float4(state.max[0], state.sum[0], state.max[1], state.sum[1]);
     meet(3, both);
-    if (consumer == 0) {
-        float4 second = stats[thread / 4];
-        float mine[2], other[2], maxima[2] = {second.x, second.z}, sums[2] = {second.y, second.w};
+    float4 second = stats[(1 - consumer) * 32 + thread / 4];
+    float maxima[2] = {second.x, second.z}, sums[2] = {second.y, second.w};
 #pragma unroll
-        for (int r = 0; r < 2; r++) {
-            float max = maxima[r], top = fmaxf(max, state.max[r]);
-            float shift = top == -CUDART_INF_F ? 0.0f : top;
-            mine[r] = exp2_fast((state.max[r] - shift) * unit);
-            other[r] = exp2_fast((max - shift) * unit);
-            state.max[r] = top;
-            state.sum[r] = state.sum[r] * mine[r] + sums[r] * other[r];
-        }
-#pragma unroll
-        for (int i = 0; i < D / 2; i++)
-            state.acc[i] = state.acc[i] * mine[i / 2 % 2] + acc[i * 128 + thread] * other[i / 2 % 2];
+    for (int r = 0; r < 2; r++) {
+        float top = fmaxf(maxima[r], state.max[r]), shift = top == -CUDART_INF_F ? 0.0f : top;
+        own[r] = exp2_fast((state.max[r] - shift) * unit);
+        others[r] = exp2_fast((maxima[r] - shift) * unit);
+        state.max[r] = top;
+        state.sum[r] = state.sum[r] * own[r] + sums[r] * others[r];
     }
+#pragma unroll
+    for (int i = 0; i < D / 4; i++) half[i] = half[i] * own[i / 2 % 2] + other[i * 128] * others[i / 2 % 2];
     meet(3, both);
 }
 
-template <int D>
-DEVICE void store_prompt(const hopper_params &p, const relayi_cuda_unit &unit, int kv_head, int first,
-                         const prompt_state<D> &state) {
+/* A lane of four has two dims of each 8: of two such blocks it gets four dims side by side, so that the four lanes
+ * write 64 bytes.  `low`, `high`: the lane's dims of the first and the second block. */
+DEVICE float4 side_by_side(float2 low, float2 high) {
+    int lane = threadIdx.x % 4;
+    bool upper = lane >= 2, odd = lane % 2;
+    float2 give = upper ? low : high, keep = upper ? high : low, got;
+    got.x = __shfl_xor_sync(0xFFFFFFFF, give.x, 2);
+    got.y = __shfl_xor_sync(0xFFFFFFFF, give.y, 2);
+    float2 first = upper ? got : keep, last = upper ? keep : got; /* of the lane's block: dims below 4, dims from 4 on */
+    give = odd ? first : last;
+    keep = odd ? last : first;
+    got.x = __shfl_xor_sync(0xFFFFFFFF, give.x, 1);
+    got.y = __shfl_xor_sync(0xFFFFFFFF, give.y, 1);
+    return odd ? make_float4(got.x, got.y, keep.x, keep.y) : make_float4(keep.x, keep.y, got.x, got.y);
+}
+
+/* `acc`: the state's dims from `dim` on. */
+template <int D, int N>
+DEVICE void store_prompt(const hopper_params &p, const relayi_cuda_unit &unit, int kv_head, int first, int dim,
+                         const prompt_state<D> &state, const float (&acc)[N]) {
     int lane = threadIdx.x % 32, warp = threadIdx.x % 128 / 32;
 #pragma unroll
     for (int r = 0; r < 2; r++) {
         int row = first + warp * 16 + r * 8 + lane / 4;
-        if (row >= unit.rows) continue;
         int64_t to = unit.state + kv_head * static_cast<int64_t>(unit.head_states) + row;
         float inverse = state.sum[r] == 0.0f ? 0.0f : 1.0f / state.sum[r];
-        float *acc = p.acc + to * D + lane % 4 * 2;
+        float *at = p.acc + to * D + dim + lane % 4 * 4;
 #pragma unroll
-        for (int j = 0; j < D / 8; j++)
-            *reinterpret_cast<float2 *>(acc + j * 8) =
-                make_float2(state.acc[j * 4 + r * 2] * inverse, state.acc[j * 4 + r * 2 + 1] * inverse);
-        if (lane % 4 == 0) p.lse[to] = lse_of(state.max[r], p.scale * LOG2E, state.sum[r]);
+        for (int j = 0; j < N / 4; j += 2) {
+            const float *low = acc + j * 4 + r * 2, *high = low + 4;
+            float4 four = side_by_side(make_float2(low[0] * inverse, low[1] * inverse), make_float2(high[0] * inverse, high[1] * inverse));
+            if (row < unit.rows) *reinterpret_cast<float4 *>(at + j * 8) = four;
+        }
+        if (lane % 4 == 0 && dim == 0 && row < unit.rows) p.lse[to] = lse_of(state.max[r], p.scale * LOG2E, state.sum[r]);
     }
 }
 
@@ -389,7 +406,7 @@ template <typename T, int D> DEVICE void consume(const hopper_params &p, const h
     int consumer = uniform(threadIdx.x / 128);
     ring_reader<D> ring = {0};
     prompt_state<D> state;
-    meet_roles();
+    await_ready(HOPPER_CONSUME, HOPPER_CONSUMERS * 128);
     /* the consumers' products take turns, so that one weighs while the other multiplies; the first begins */
     if (consumer == 1) pass(4, 256);
 #pragma unroll 1
@@ -406,9 +423,14 @@ template <typename T, int D> DEVICE void consume(const hopper_params &p, const h
         meet(1 + consumer, 128);
         attend_prompt<T, D>(p, b, ring, order, unit.first.end - unit.first.begin, consumer, state);
         complete_prompt<D>(state);
-        if (order.step == 2) join_consumers<D>(p, b, consumer, state);
-        else meet(1 + consumer, 128); /* the queries are done with */
-        if (order.step == 1 || consumer == 0) store_prompt<D>(p, unit, kv_head, first, state);
+        if (order.step == 2) {
+            float half[D / 4];
+            join_consumers<D>(p, b, consumer, state, half);
+            store_prompt<D>(p, unit, kv_head, 0, consumer * (D / 2), state, half);
+        } else {
+            meet(1 + consumer, 128); /* the queries are done with */
+            store_prompt<D>(p, unit, kv_head, first, 0, state, state.acc);
+        }
         ring.base += 2 * order.tiles;
         __syncwarp();
         if (threadIdx.x % 32 == 0) barrier_arrive(b.unit_empty(entry), 1);

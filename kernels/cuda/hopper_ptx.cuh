@@ -27,11 +27,28 @@ DEVICE bool barrier_try(uint32_t barrier, uint32_t parity) {
                  : "memory");
     return done != 0;
 }
+/* The same without waiting a moment: for who has other barriers to look at. */
+DEVICE bool barrier_test(uint32_t barrier, uint32_t parity) {
+    uint32_t done;
+    asm volatile("{ .reg .pred p; mbarrier.test_wait.parity.shared::cta.b64 p, [%1], %2; selp.u32 %0, 1, 0, p; }"
+                 : "=r"(done)
+                 : "r"(barrier), "r"(parity)
+                 : "memory");
+    return done != 0;
+}
 DEVICE void barrier_wait(uint32_t barrier, uint32_t parity) {
     while (!barrier_try(barrier, parity)) continue;
 }
 /* Makes initialised barriers visible to the copy engine. */
 DEVICE void barriers_ready() { asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); }
+
+/* Numbers that other warps of the block wait for. */
+DEVICE void store_tag(uint32_t at, uint32_t tag) { asm volatile("st.release.cta.shared.u32 [%0], %1;" ::"r"(at), "r"(tag) : "memory"); }
+DEVICE uint32_t load_tag(uint32_t at) {
+    uint32_t tag;
+    asm volatile("ld.acquire.cta.shared.u32 %0, [%1];" : "=r"(tag) : "r"(at) : "memory");
+    return tag;
+}
 
 /* `threads` threads of the block, by number. */
 DEVICE void meet(int number, int threads) { asm volatile("bar.sync %0, %1;" ::"r"(number), "r"(threads) : "memory"); }

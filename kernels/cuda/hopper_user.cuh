@@ -11,9 +11,8 @@ struct user_page {
     int32_t token, end, start; /* as in tile_place */
     int32_t flags;
 };
-enum { USER_PAGE_FULL = 1, USER_PAGE_LAST = 2, USER_PAGE_MORE = 4, USER_PAGE_END = 8 };
+enum { USER_PAGE_FULL = 1, USER_PAGE_LAST = 2, USER_PAGE_MORE = 4 };
 static_assert(sizeof(user_page) == 16, "one store");
-
 /* The units of a user warp, in shared memory: `shape` is the kv head. */
 template <int D> DEVICE relayi_cuda_unit *user_unit(const hopper_block<D> &b, int warp, int number) {
     using S = hopper_sizes<D>;
@@ -23,67 +22,70 @@ template <int D> DEVICE user_page *user_pages(const hopper_block<D> &b, int warp
     return reinterpret_cast<user_page *>(b.memory + hopper_sizes<D>::user_pages_at) + warp * hopper_sizes<D>::user_stages;
 }
 
-/* The list's entry of FLAT work number `work`. */
-DEVICE const relayi_cuda_unit *flat_entry(const hopper_params &p, uint32_t work) {
-    return section_of<relayi_cuda_unit>(p, p.units) + (p.unit_room - 1 - static_cast<int>(work / p.kv_heads));
-}
-DEVICE uint32_t flat_total(const hopper_params &p) {
-    return static_cast<uint32_t>(header_of(p)->num_units - header_of(p)->num_tall) * static_cast<uint32_t>(p.kv_heads);
-}
-DEVICE bool in_room(const hopper_params &p, uint32_t work) { return work < static_cast<uint32_t>(p.unit_room) * p.kv_heads; }
-
-/* What fills the ring of one user warp: one thread. */
+/* What fills the ring of one user warp: half a warp, one lane of which gives the orders.  The lanes hold the places
+ * of 16 pages, so that a page is sent without a look-up.  Both halves run through send() together where both can. */
 template <int D> struct user_feed {
     using S = hopper_sizes<D>;
+    static constexpr int lanes = 16;
     const hopper_params &p;
     const hopper_block<D> &b;
-    int warp, stage, entered, kv_head; /* entered: units so far */
-    uint32_t phase, total, coming;     /* coming: the work after this one, whose unit is on its way */
+    int stage, entered; /* entered: units so far */
+    uint32_t phase, total, coming;     /* coming: the work after this one */
+    uint32_t asked;                    /* its number, on its way to the first lane; `known`: it is in `coming` */
     token_walk walk;
-    page_place page;
-    int min_position;
-    bool called;
+    page_place place; /* of the page that begins at token first + 16 * lane */
+    int first;
+    bool known, called; /* called: the unit of `coming` is on its way */
     uint64_t policy;
 
-    DEVICE user_feed(const hopper_params &params, const hopper_block<D> &block, int number, bool active)
-        : p(params), b(block), warp(number), stage(0), entered(0), phase(0), called(false) {
-        coming = blockIdx.x + gridDim.x * static_cast<uint32_t>(warp);
-        if (active && in_room(p, coming)) call_unit();
+    DEVICE user_feed(const hopper_params &params, const hopper_block<D> &block) : p(params), b(block), stage(0), entered(0), phase(0), known(true), called(false) {
+        coming = blockIdx.x + gridDim.x * static_cast<uint32_t>(warp());
+        if (in_room(p, coming)) call_unit();
         total = flat_total(p);
         policy = read_once_policy();
     }
-    /* Starts the copy of the unit of `coming` into its place. */
+    DEVICE static int lane() { return static_cast<int>(threadIdx.x) % lanes; }
+    /* The user warp whose ring it is. */
+    DEVICE static int warp() { return static_cast<int>(threadIdx.x) / lanes - HOPPER_FIRST_FEEDER * 2; }
+    DEVICE static uint32_t half() { return 0xFFFFu << (threadIdx.x & 16); }
+
+    /* Starts the copy of the unit of `coming` into its place; `shape` becomes the kv head there. */
     DEVICE void call_unit() {
         const char *from = reinterpret_cast<const char *>(flat_entry(p, coming));
-        uint32_t to = shared_address(user_unit(b, warp, entered));
-#pragma unroll
-        for (int i = 0; i < 4; i++) copy16(to + i * 16, from + i * 16, true);
+        uint32_t to = shared_address(user_unit(b, warp(), entered));
+        if (lane() < 4) copy16(to + lane() * 16, from + lane() * 16, true);
         copies_commit();
         called = true;
+    }
+    DEVICE bool another() {
+        if (!known) coming = __shfl_sync(half(), asked, threadIdx.x & 16);
+        known = true;
+        return coming < total;
+    }
+    DEVICE void find_pages() {
+        first = walk.token;
+        place = find_page(p, section_of<int32_t>(p, p.ids), walk, lane());
     }
     /* The unit that was called is there: makes it the current one and asks for the number of the next. */
     DEVICE void enter() {
         copies_wait<0>();
-        relayi_cuda_unit *unit = user_unit(b, warp, entered++);
-        kv_head = static_cast<int>(coming % p.kv_heads);
-        unit->shape = kv_head;
-        min_position = unit->min_position;
-        called = false;
-        coming = p.flat_slots + atomicAdd(&static_cast<relayi_cuda_header *>(p.list)->next_flat, 1u);
+        __syncwarp(half());
+        relayi_cuda_unit *unit = user_unit(b, warp(), entered++);
+        called = known = false;
         walk.begin(p, *unit, 0, PAGE);
-        page = find_page(p, section_of<int32_t>(p, p.ids), walk, 0);
+        find_pages();
+        if (lane() > 0) return;
+        unit->shape = static_cast<int>(coming % p.kv_heads);
+        asked = p.flat_slots + atomicAdd(&static_cast<relayi_cuda_header *>(p.list)->next_flat, 1u);
     }
-    DEVICE bool ready() const { return barrier_try(b.user_empty(warp, stage), phase ^ 1); }
+    DEVICE bool ready() const { return barrier_test(b.user_empty(warp(), stage), phase ^ 1); }
     DEVICE void next_stage() {
         if (++stage < S::user_stages) return;
         stage = 0;
         phase ^= 1;
     }
-    DEVICE void send_end() {
-        user_pages(b, warp)[stage].flags = USER_PAGE_END;
-        barrier_arrive(b.user_full(warp, stage), 1);
-    }
-    DEVICE void copy(uint32_t to, uint32_t full) const {
+    DEVICE void copy(uint32_t to, uint32_t full, const page_place &page) const {
+        int kv_head = user_unit(b, warp(), entered - 1)->shape;
         if (walk.tensor < 0) {
             copy_box5(to, &p.pool[0], full, policy, kv_head * S::halves, page.inside / 8, page.block);
             copy_box5(to + S::page, &p.pool[1], full, policy, kv_head * S::halves, page.inside / 8, page.block);
@@ -95,45 +97,51 @@ template <int D> struct user_feed {
             copy_box3(to + i * S::page + S::group, &p.spans[walk.tensor][i], full, policy, page.inside + 8, kv_head * S::halves);
         }
     }
-    /* One page of the current unit; false: it was the last one of all. */
-    DEVICE bool send() {
-        uint32_t to = b.user(warp, stage), full = b.user_full(warp, stage);
+    /* Goes on to the next page; the places of 16 more are looked up where these are used up. */
+    DEVICE void advance() {
+        int left = walk.left;
+        walk.next();
+        if (!walk.done() && (left != walk.left || walk.token - first >= lanes * PAGE)) find_pages();
+    }
+    /* The page at the walk's place, which lies at `page`; false: it was the last one of all. */
+    DEVICE bool send(const page_place &page) {
+        uint32_t full = b.user_full(warp(), stage);
         user_page now = {walk.token, walk.end, walk.start, 0};
-        if (walk.done()) { /* a unit of nothing */
-            now.token = now.end = 0;
-        } else {
-            bool whole = walk.token + PAGE <= walk.end && walk.token + PAGE - 1 + walk.start <= min_position;
-            now.flags = whole ? USER_PAGE_FULL : 0;
-        }
         bool any = !walk.done(), more = true;
-        if (any) copy(to, full);
-        if (any) walk.next();
+        if (!any) now.token = now.end = 0; /* a unit of nothing */
+        else if (walk.token + PAGE <= walk.end && walk.token + PAGE - 1 + walk.start <= user_unit(b, warp(), entered - 1)->min_position) now.flags = USER_PAGE_FULL;
+        if (any && lane() == 0) copy(b.user(warp(), stage), full, page);
+        if (any) advance();
         if (walk.done()) {
-            more = coming < total;
+            more = another();
             now.flags |= USER_PAGE_LAST | (more ? USER_PAGE_MORE : 0);
-        } else {
-            page = find_page(p, section_of<int32_t>(p, p.ids), walk, 0);
         }
-        user_pages(b, warp)[stage] = now;
-        if (!called && coming < total) call_unit();
+        if (lane() == 0) user_pages(b, warp())[stage] = now;
+        if (!called && another()) call_unit();
         /* before the arrival: the computing side reads the next unit with this one's last page */
         if (walk.done() && more) enter();
-        barrier_expect(full, any ? 2 * S::page : 0);
+        __syncwarp(half());
+        if (lane() == 0) barrier_expect(full, any ? 2 * S::page : 0);
         next_stage();
         return more;
     }
 };
 
-template <int D> DEVICE void feed_users(const hopper_params &p, const hopper_block<D> &b, int warp, bool active) {
-    user_feed<D> feed(p, b, active ? warp : 0, active);
-    meet_roles();
-    if (!active) return;
+template <int D> DEVICE void feed_users(const hopper_params &p, const hopper_block<D> &b) {
+    user_feed<D> feed(p, b);
+    await_ready(HOPPER_FEEDERS, HOPPER_USER_WARPS * 16);
     bool more = feed.coming < feed.total;
     if (more) feed.enter();
-    else feed.send_end();
+    __syncwarp();
 #pragma unroll 1
-    while (more)
-        if (feed.ready()) more = feed.send();
+    while (__any_sync(0xFFFFFFFF, more)) {
+        bool ready = more && feed.ready();
+        if (!__any_sync(0xFFFFFFFF, ready)) continue;
+        int from = static_cast<int>(threadIdx.x & 16) + (feed.walk.token - feed.first) / PAGE;
+        page_place page = {__shfl_sync(0xFFFFFFFF, feed.place.block, from % 32), __shfl_sync(0xFFFFFFFF, feed.place.inside, from % 32)};
+        if (ready) more = feed.send(page);
+        __syncwarp();
+    }
 }
 
 /* Queries as the second operand: row lane / 4, elements (lane % 4) * 2 + {0, 1, 8, 9} of every 16. */
@@ -347,28 +355,22 @@ template <int D> DEVICE void store_user(const relayi_cuda_params &p, const user_
 
 template <typename T, int D> DEVICE void attend_users(const hopper_params &p, const hopper_block<D> &b, int warp) {
     using S = hopper_sizes<D>;
+    const first_unit first(p);
     const user_lane<D> lane;
     user_query<D> query;
     user_state<D> state;
-    user_rows rows = {0, 0, -1};
     int stage = 0, done = 0;
-    uint32_t phase = 0, work = blockIdx.x + gridDim.x * static_cast<uint32_t>(warp);
-    if (in_room(p, work)) { /* the first unit's rows, without waiting for its pages */
-        relayi_cuda_unit first = *flat_entry(p, work);
-        bool none = work >= flat_total(p);
-        meet_roles();
-        if (none) return;
-        load_user_query<D>(p, first, work % p.kv_heads, query);
-        rows = rows_of(p, first, work % p.kv_heads);
-    } else {
-        meet_roles();
-    }
+    uint32_t phase = 0;
+    await_ready(HOPPER_USERS, HOPPER_USER_WARPS * 32);
+    if (first.work >= flat_total(p)) return;
+    const relayi_cuda_unit of = first.unit(); /* its rows, without waiting for its pages */
+    load_user_query<D>(p, of, first.work % p.kv_heads, query);
+    user_rows rows = rows_of(p, of, first.work % p.kv_heads);
     state.clear();
 #pragma unroll 1
     for (;;) {
         barrier_wait(b.user_full(warp, stage), phase);
         user_page page = user_pages(b, warp)[stage];
-        if (page.flags & USER_PAGE_END) return;
         bool last = page.flags & USER_PAGE_LAST, more = page.flags & USER_PAGE_MORE;
         uint32_t at = b.user(warp, stage);
         float s[4];
