@@ -75,18 +75,13 @@ static bool reserve_scratch(builder *b) {
 
 /* ---- rows and spans ------------------------------------------------------- */
 
-static int32_t path_end(const relayi_forest_content *content, int32_t position) {
-    int32_t leaf = content->leaf[position];
-    return leaf < 0 ? 0 : content->segments[leaf].start + content->segments[leaf].kv.length;
-}
-
 static void number_rows(builder *b) {
     const relayi_forest_content *content = b->content;
     int32_t row = 0;
     for (int32_t p = 0; p < content->num_requests; p++) {
         int32_t request = content->order[p], begin = content->query_start[request];
         int32_t count = content->query_start[request + 1] - begin;
-        int32_t first = path_end(content, p) + content->own[request].length - count;
+        int32_t first = relayi_path_end(content, p) + content->own[request].length - count;
         b->row_start[p] = row;
         for (int32_t i = 0; i < count; i++)
             b->rows[row++] = (relayi_cuda_row){.source = begin + i, .position = first + i};
@@ -134,11 +129,6 @@ static void add_span(builder *b, relayi_cuda_cut *cut, const relay_kv_span *span
 }
 
 /* ---- what is shared ------------------------------------------------------- */
-
-/* Ids are copied whole, in the forest's order of spans: where a span's begin. */
-static int32_t ids_of(const builder *b, const relay_kv_span *span) {
-    return span->block_table ? (int32_t)(span->block_table - b->content->ids) : 0;
-}
 
 static bool hopper_computes(const relay_plan *plan) {
     const relay_attention *a = &plan->attention;
@@ -255,7 +245,7 @@ static void cut_segment(builder *b, int32_t index) {
     b->plan->info.shared_tokens_saved += (int64_t)(s->count - 1) * s->kv.length;
     relayi_cuda_cut *cut = begin_cut(b, begin, end, true);
     position_range(b, begin, end, &first, &last);
-    add_span(b, cut, &s->kv, s->start, ids_of(b, &s->kv), first, last);
+    add_span(b, cut, &s->kv, s->start, relayi_ids_of(b->content, &s->kv), first, last);
     b->relayed[index] = end_cut(b, cut);
 }
 
@@ -266,21 +256,21 @@ static void add_path(builder *b, relayi_cuda_cut *cut, int32_t segment, int32_t 
         int32_t s = segment;
         for (int32_t i = 1; i < depth; i++) s = b->content->segments[s].parent;
         const relayi_segment *found = &b->content->segments[s];
-        if (b->relayed[s] == -2) add_span(b, cut, &found->kv, found->start, ids_of(b, &found->kv), first, last);
+        if (b->relayed[s] == -2) add_span(b, cut, &found->kv, found->start, relayi_ids_of(b->content, &found->kv), first, last);
     }
 }
 
 static void cut_request(builder *b, int32_t position) {
     int32_t begin = b->row_start[position], end = b->row_start[position + 1];
     const relay_kv_span *own = &b->content->own[b->content->order[position]];
-    int32_t start = path_end(b->content, position);
+    int32_t start = relayi_path_end(b->content, position);
     b->own_cut[position] = -1;
     if (begin == end) return;
     count_bytes(b, own, start, begin, end);
     relayi_cuda_cut *cut = begin_cut(b, begin, end, false);
     int32_t first = b->rows[begin].position, last = b->rows[end - 1].position;
     add_path(b, cut, b->content->leaf[position], first, last);
-    add_span(b, cut, own, start, ids_of(b, own), first, last);
+    add_span(b, cut, own, start, relayi_ids_of(b->content, own), first, last);
     b->own_cut[position] = end_cut(b, cut);
 }
 
@@ -473,7 +463,7 @@ static relay_status check_bound(const builder *b, const char *what, int64_t have
 static int32_t longest(const builder *b) {
     int32_t most = 0;
     for (int32_t p = 0; p < b->content->num_requests; p++) {
-        int32_t tokens = path_end(b->content, p) + b->content->own[b->content->order[p]].length;
+        int32_t tokens = relayi_path_end(b->content, p) + b->content->own[b->content->order[p]].length;
         if (tokens > most) most = tokens;
     }
     return most;
@@ -516,7 +506,7 @@ static uint32_t section(size_t *used, int64_t count, size_t size) {
     return at;
 }
 
-static void lay_out(relayi_cuda_plan *cuda) {
+void relayi_cuda_lay_out(relayi_cuda_plan *cuda) {
     size_t used = sizeof(relayi_cuda_header);
     cuda->units = section(&used, cuda->sizes.units, sizeof(relayi_cuda_unit));
     cuda->pieces = section(&used, cuda->sizes.pieces, sizeof(relayi_cuda_piece));
@@ -529,7 +519,7 @@ static void lay_out(relayi_cuda_plan *cuda) {
 static relay_status reserve_list(relay_plan *plan) {
     relayi_cuda_plan *cuda = plan->cuda;
     relayi_cuda_error error = {{0}};
-    lay_out(cuda);
+    relayi_cuda_lay_out(cuda);
     if (cuda->list_bytes > UINT32_MAX / 2)
         return relayi_fail(plan->device, RELAY_UNSUPPORTED, "relay_plan_build: a work list of %zu bytes", cuda->list_bytes);
     if (cuda->list_bytes <= cuda->list_room) return RELAY_OK;
@@ -544,7 +534,7 @@ static relay_status reserve_list(relay_plan *plan) {
 }
 
 /* A run that is still in a stream's queue reads the list when its turn comes: until then it may not change. */
-static relay_status await_runs(relay_plan *plan) {
+relay_status relayi_cuda_await_runs(relay_plan *plan) {
     relayi_cuda_error error = {{0}};
     if (plan->cuda->copied == NULL) return RELAY_OK;
     relay_status status = plan->device->cuda->event_wait(plan->device->gpu.index, plan->cuda->copied, &error);
@@ -632,8 +622,9 @@ static void write_prompt(builder *b, const relayi_cuda_cut *cut, int64_t *units)
 static void write_units(builder *b) {
     int64_t units[2] = {0, 0}, pieces = 0; /* at the start of their room, at its end */
     for (int32_t i = 0; i < b->num_cuts; i++) {
-        const relayi_cuda_cut *cut = &b->cuts[b->order[i]];
+        relayi_cuda_cut *cut = &b->cuts[b->order[i]];
         bool flat = b->hopper && cut->shape == RELAYI_CUDA_FLAT;
+        cut->first_unit = units[flat];
         if (b->hopper && !flat) write_prompt(b, cut, &units[0]);
         else for (int32_t tile = 0; tile < cut->tiles; tile++) write_tile(b, cut, tile, &units[flat], &pieces);
     }
@@ -758,10 +749,22 @@ static void cut_all(builder *b) {
     count_flops(b);
 }
 
+/* For the next step: scratch memory lives until the next build. */
+static void keep_step(const builder *b) {
+    relayi_cuda_step *step = &b->cuda->step;
+    relayi_cuda_step_keep(b->plan, b->content);
+    step->row_start = b->row_start;
+    step->relayed = b->relayed;
+    step->own_cut = b->own_cut;
+    step->cuts = b->cuts;
+}
+
 relay_status relayi_cuda_plan_build(relay_plan *plan, const relayi_forest_content *content) {
     builder b = {.plan = plan, .cuda = plan->cuda, .content = content};
     relay_status status = check_content(plan, content);
-    if (status != RELAY_OK) return status;
+    if (status != RELAY_OK) plan->cuda->step.known = false;
+    if (status != RELAY_OK || relayi_cuda_plan_step(plan, content, &status)) return status;
+    plan->cuda->step.known = false;
     plan->info = (relay_plan_info){.num_requests = content->num_requests};
     b.num_rows = content->query_start ? content->query_start[content->num_requests] : 0;
     plan->num_rows = plan->info.num_rows = b.num_rows;
@@ -777,13 +780,14 @@ relay_status relayi_cuda_plan_build(relay_plan *plan, const relayi_forest_conten
     b.cuda->used = used;
     b.cuda->sizes = b.cuda->bounded ? relayi_cuda_bounds(plan) : used;
     status = check_room(&b, &used, &b.cuda->sizes);
-    if (status == RELAY_OK) status = await_runs(plan);
+    if (status == RELAY_OK) status = relayi_cuda_await_runs(plan);
     if (status == RELAY_OK) status = reserve_list(plan);
     if (status != RELAY_OK) return status;
     write_units(&b);
     if (b.num_rows > 0) write_rows(&b);
     plan->num_items = (int32_t)(b.cuda->used.units * plan->attention.num_kv_heads);
     plan->info.num_work_items = plan->num_items;
+    if (b.num_rows > 0) keep_step(&b);
     return RELAY_OK;
 }
 
@@ -819,9 +823,10 @@ relay_status relayi_cuda_plan_create(relay_plan *plan) {
 void relayi_cuda_plan_destroy(relay_plan *plan) {
     relayi_cuda_plan *cuda = plan->cuda;
     if (cuda == NULL) return;
-    await_runs(plan);
+    relayi_cuda_await_runs(plan);
     if (cuda->list != NULL) plan->device->cuda->unpin(cuda->list);
     if (cuda->copied != NULL) plan->device->cuda->event_destroy(plan->device->gpu.index, cuda->copied);
+    relayi_cuda_step_forget(cuda);
     relayi_shrink(&cuda->scratch_memory);
     relayi_free(cuda);
 }

@@ -23,8 +23,21 @@ typedef struct relayi_cuda_cut {
     int32_t chunks, chunk_tokens;
     int64_t tokens;                   /* of all pieces, each rounded up to whole cuts */
     int64_t base;                     /* first state */
+    int64_t first_unit;               /* where its units begin: of the flat ones by themselves on Hopper */
     float cost;                       /* of one unit, for the order */
 } relayi_cuda_cut;
+
+/* What a batch looked like when its list was made, and how it was cut: a step later most of it still holds. */
+typedef struct relayi_cuda_step {
+    bool known;
+    int32_t num_requests, num_segments, block_size;
+    int32_t *query_start, *order, *leaf; /* as in the forest */
+    relay_kv_span *own;
+    relayi_segment *segments;
+    int32_t *row_start, *relayed, *own_cut; /* as in the builder, in its scratch memory */
+    relayi_cuda_cut *cuts;
+    relayi_growing memory;
+} relayi_cuda_step;
 
 typedef struct relayi_cuda_plan {
     bool bounded; /* sizes are those of the options' bounds, whatever the batch */
@@ -38,6 +51,7 @@ typedef struct relayi_cuda_plan {
     relayi_cuda_sizes used;
     uint32_t units, pieces, rows, runs, ids; /* byte offsets in the list */
     relayi_growing scratch_memory;
+    relayi_cuda_step step;
 } relayi_cuda_plan;
 
 /* Work of one kind for relayi_cuda_spread: `total` steps in `cuts` cuts of up to `longest`, all as long if
@@ -58,6 +72,28 @@ void relayi_cuda_plan_destroy(relay_plan *plan);
 
 /* Checked batch to list, and plan->info.  OUT_OF_MEMORY, OUT_OF_RANGE (a bound), UNSUPPORTED. */
 relay_status relayi_cuda_plan_build(relay_plan *plan, const relayi_forest_content *content);
+
+/* The same where requests have only grown by some tokens since the last build: their ends, positions and block ids are
+ * changed in the list.  False: more is different, and nothing was done; `status` is set if true. */
+bool relayi_cuda_plan_step(relay_plan *plan, const relayi_forest_content *content, relay_status *status);
+/* Keeps what a later step compares with; without memory for it there is no such step. */
+void relayi_cuda_step_keep(relay_plan *plan, const relayi_forest_content *content);
+void relayi_cuda_step_forget(relayi_cuda_plan *cuda);
+
+/* Waits until no queued run has still to read the list. */
+relay_status relayi_cuda_await_runs(relay_plan *plan);
+/* Byte offsets of the list's parts, for the sizes. */
+void relayi_cuda_lay_out(relayi_cuda_plan *cuda);
+
+/* Tokens of all segments under the request at `position` of the order. */
+static inline int32_t relayi_path_end(const relayi_forest_content *content, int32_t position) {
+    int32_t leaf = content->leaf[position];
+    return leaf < 0 ? 0 : content->segments[leaf].start + content->segments[leaf].kv.length;
+}
+/* Ids are copied whole, in the forest's order of spans: where a span's begin. */
+static inline int32_t relayi_ids_of(const relayi_forest_content *content, const relay_kv_span *span) {
+    return span->block_table ? (int32_t)(span->block_table - content->ids) : 0;
+}
 
 /* The workspace: list, then partial outputs, then their lse. */
 typedef struct relayi_cuda_workspace {

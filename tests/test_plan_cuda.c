@@ -311,6 +311,144 @@ static void test_coverage(void) {
     relay_forest_destroy(forest);
 }
 
+/* ---- from step to step --------------------------------------------------------- */
+
+static const relayi_segment *segment_at(const relayi_forest_content *content, int32_t position, int32_t start) {
+    for (int32_t s = content->leaf[position]; s >= 0; s = content->segments[s].parent)
+        if (content->segments[s].start == start && content->segments[s].kv.length > 0) return &content->segments[s];
+    return NULL;
+}
+
+/* Every paged piece finds its first token's block where the forest has it. */
+static void check_blocks(const relay_plan *plan, const relay_forest *forest) {
+    const relayi_forest_content *content = relayi_forest_now(forest);
+    reader r = read_list(plan);
+    const int32_t *ids = (const void *)(r.list + plan->cuda->ids);
+    for (int32_t u = 0; u < r.header->num_units; u++) {
+        const relayi_cuda_unit *unit = unit_at(&r, u);
+        int32_t source = r.rows[unit->row_begin / plan->group].source, position = 0;
+        while (content->query_start[content->order[position] + 1] <= source || content->query_start[content->order[position]] > source)
+            position++;
+        for (int32_t i = 0; i < unit->num_pieces; i++) {
+            const relayi_cuda_piece *piece = piece_at(&r, unit, i);
+            if (piece->tensor >= 0) continue;
+            const relayi_segment *segment = segment_at(content, position, piece->start);
+            const relay_kv_span *span = segment ? &segment->kv : &content->own[content->order[position]];
+            int32_t last = (piece->end - 1) / BLOCK_SIZE;
+            CHECK(ids[piece->ids + piece->begin / BLOCK_SIZE] == span->block_table[piece->begin / BLOCK_SIZE]);
+            CHECK(ids[piece->ids + last] == span->block_table[last]);
+        }
+    }
+    free(r.written);
+}
+
+/* The same info as a plan that was built from nothing. */
+static void check_info(const relay_plan *plan, const relay_forest *forest) {
+    relay_plan *fresh = NULL;
+    CHECK(relay_plan_create(&device, &plan->attention, &plan->options, &fresh) == RELAY_OK);
+    CHECK(relay_plan_build(fresh, forest) == RELAY_OK);
+    CHECK(fresh->info.flops == plan->info.flops && fresh->info.unique_kv_bytes == plan->info.unique_kv_bytes);
+    CHECK(fresh->info.num_rows == plan->info.num_rows && fresh->info.num_requests == plan->info.num_requests);
+    relay_plan_destroy(fresh);
+}
+
+/* Builds again; whether it was a step: a whole build writes the header anew. */
+static bool build_again(relay_plan *plan, const relay_forest *forest) {
+    ((relayi_cuda_header *)plan->cuda->list)->reserved[0] = 77;
+    CHECK_MSG(relay_plan_build(plan, forest) == RELAY_OK, "%s", last_error);
+    relayi_cuda_header *header = plan->cuda->list;
+    bool stepped = header->reserved[0] == 77;
+    header->reserved[0] = 0;
+    return stepped;
+}
+
+static void give_tables(batch *b) {
+    for (int32_t r = 0; r < b->requests; r++) b->own[r].block_table = b->ids + r * 64;
+    for (int32_t s = 0; s < b->segments; s++) b->segment[s].kv.block_table = b->ids + 2560 + s * 100;
+}
+
+/* Requests grow by a token a step, some by none or three; a plan that is built again and again must be as right as a
+ * new one, and is seldom built whole. */
+static void test_steps(void) {
+    static batch b;
+    relay_forest *forest = NULL;
+    int32_t steps = 0, stepped = 0;
+    CHECK(relay_forest_create(&device, &forest) == RELAY_OK);
+    for (int32_t i = 0; i < 60; i++) {
+        pretend(i % 2);
+        only_pages = i % 4 < 2;
+        most_rows_drawn = i % 3 ? 1 : 4;
+        relay_attention a = draw_attention();
+        if (i % 10) a.sliding_window = a.num_sink_tokens = 0;
+        relay_plan_options options = {.struct_size = sizeof options, .strategy = (relay_strategy)(i % 3), .repeatable = i % 7 == 6};
+        if (i % 5 == 4)
+            options = (relay_plan_options){.struct_size = sizeof options, .max_requests = MOST_REQUESTS, .max_depth = 4,
+                                           .max_rows = 4 * MOST_REQUESTS, .max_tokens = 20000, .max_blocks = 30000};
+        relay_plan *plan = NULL;
+        draw_batch(&b);
+        if (b.query_start[b.requests] == 0) continue;
+        give_tables(&b);
+        for (int32_t r = 0; r < b.requests; r++) b.own[r].tensor_index = 0; /* few tensors: any kernel */
+        CHECK(relay_plan_create(&device, &a, &options, &plan) == RELAY_OK && set_forest(&b, forest));
+        CHECK_MSG(relay_plan_build(plan, forest) == RELAY_OK, "%s", last_error);
+        for (int32_t j = 0; j < 40; j++) {
+            for (int32_t r = 0; r < b.requests; r++) b.own[r].length += between(0, 9) ? 1 : 3 * between(0, 1);
+            CHECK(set_forest(&b, forest));
+            bool step = build_again(plan, forest);
+            steps++;
+            stepped += step;
+            CHECK(!step || (!options.repeatable && a.sliding_window == 0));
+            check_blocks(plan, forest);
+            if (j % 8 == 0) check_list(plan, b.query_start[b.requests]);
+            if (j % 8 == 0) check_info(plan, forest);
+        }
+        check_list(plan, b.query_start[b.requests]);
+        relay_plan_destroy(plan);
+    }
+    CHECK_MSG(stepped * 2 > steps, "%d of %d builds were steps", stepped, steps);
+    pretend(false);
+    only_pages = false;
+    most_rows_drawn = 300;
+    relay_forest_destroy(forest);
+}
+
+/* Whatever else changes is no step. */
+static void test_no_step(void) {
+    static batch b;
+    relay_attention a = relay_attention_defaults();
+    relay_plan *plan = NULL;
+    relay_forest *forest = NULL;
+    a.num_heads = a.num_kv_heads = 1;
+    a.head_dim = 64;
+    b = (batch){.requests = 3, .query_start = {0, 1, 2, 3}, .segments = 1, .ordered = true, .order = {0, 1, 2}};
+    for (int32_t i = 0; i < 4096; i++) b.ids[i] = i;
+    for (int32_t r = 0; r < 3; r++) b.own[r] = (relay_kv_span){.layout = RELAY_KV_PAGED, .length = 40, .block_table = b.ids};
+    b.segment[0] = (relay_segment){.parent = -1, .num_requests = 3,
+                                   .kv = {.layout = RELAY_KV_PAGED, .length = 100, .block_table = b.ids}};
+    CHECK(relay_forest_create(&device, &forest) == RELAY_OK && set_forest(&b, forest));
+    CHECK(relay_plan_create(&device, &a, NULL, &plan) == RELAY_OK && relay_plan_build(plan, forest) == RELAY_OK);
+    b.own[1].length++;
+    CHECK(set_forest(&b, forest) && build_again(plan, forest));
+    b.own[1].length--; /* shorter */
+    CHECK(set_forest(&b, forest) && !build_again(plan, forest));
+    b.own[1].length += 4000; /* too long for its unit */
+    CHECK(set_forest(&b, forest) && !build_again(plan, forest));
+    b.segment[0].kv.length = 101;
+    CHECK(set_forest(&b, forest) && !build_again(plan, forest));
+    b.segment[0].num_requests = 2;
+    CHECK(set_forest(&b, forest) && !build_again(plan, forest));
+    b.order[0] = 1, b.order[1] = 0;
+    CHECK(set_forest(&b, forest) && !build_again(plan, forest));
+    b.requests = 2;
+    CHECK(set_forest(&b, forest) && !build_again(plan, forest));
+    b.query_start[2] = 3; /* a draft */
+    CHECK(set_forest(&b, forest) && !build_again(plan, forest));
+    b.own[0].length++;
+    CHECK(set_forest(&b, forest) && build_again(plan, forest));
+    relay_plan_destroy(plan);
+    relay_forest_destroy(forest);
+}
+
 /* Within its bounds a plan's layout never moves. */
 static void test_bounds(void) {
     static batch b;
@@ -452,6 +590,8 @@ static void test_loader(void) {
 
 int main(void) {
     test_coverage();
+    test_steps();
+    test_no_step();
     test_bounds();
     test_beyond_bounds();
     test_options();
