@@ -71,11 +71,36 @@ enum { KEY_OFFSET = 0, VALUE_OFFSET = 5000011, QUERY_OFFSET = 9000017 };
 
 /* ---- setting up ------------------------------------------------------------ */
 
+/* Step `i` of `count` from `low` to `high`. */
+static int32_t between(int64_t low, int64_t high, int32_t i, int32_t count) {
+    return count > 1 ? (int32_t)(low + (high - low) * i / (count - 1)) : (int32_t)((low + high) / 2);
+}
+
+/* Ragged prompts are of 2/9 to 16/9 of the shape's tokens, users of 1 to twice theirs, in no order. */
+static int32_t system_tokens(const cuda_case *k, int32_t group) {
+    int64_t tokens = k->shape.system;
+    return k->ragged ? between(tokens * 2 / 9, tokens * 16 / 9, group, k->shape.groups) : k->shape.system;
+}
+static int32_t user_tokens(const cuda_case *k, int32_t request) {
+    int32_t batch = k->shape.batch, place = (int32_t)((int64_t)request * 7919 % batch);
+    if (batch % 7919 == 0) place = request;
+    return k->ragged ? between(1, 2 * (int64_t)k->shape.user - 1, place, batch) : k->shape.user;
+}
+
+static int32_t blocks_of(int32_t tokens) { return (tokens + BLOCK_SIZE - 1) / BLOCK_SIZE; }
+
 static bool make_tables(cuda_case *k) {
     const attention_shape *s = &k->shape;
-    k->blocks_prompt = (s->system + BLOCK_SIZE - 1) / BLOCK_SIZE;
-    k->blocks_user = (s->user + BLOCK_SIZE - 1) / BLOCK_SIZE;
-    k->num_blocks = s->groups * k->blocks_prompt + s->batch * k->blocks_user;
+    k->table_at = malloc((size_t)(s->groups + s->batch + 1) * sizeof *k->table_at);
+    if (k->table_at == NULL) return false;
+    for (int32_t g = 0; g < s->groups; g++) {
+        k->table_at[g] = k->num_blocks;
+        k->num_blocks += blocks_of(system_tokens(k, g));
+    }
+    for (int32_t r = 0; r < s->batch; r++) {
+        k->table_at[s->groups + r] = k->num_blocks;
+        k->num_blocks += blocks_of(user_tokens(k, r));
+    }
     k->tables = malloc((size_t)(k->num_blocks + 1) * sizeof *k->tables);
     uint64_t state = 99;
     for (int32_t i = 0; k->tables != NULL && i < k->num_blocks; i++) {
@@ -99,31 +124,31 @@ static bool make_memory(cuda_case *k) {
            said(k, "a stream", k->lab->ops->stream_create(k->lab->index, &k->stream, &k->lab->error));
 }
 
-static void describe(const cuda_case *k, relay_segment *segments, relay_kv_span *own, int32_t *query_start) {
+/* `more`: tokens that each request has besides; their blocks are any. */
+static void describe(const cuda_case *k, int32_t more, relay_segment *segments, relay_kv_span *own, int32_t *query_start) {
     const attention_shape *s = &k->shape;
     for (int32_t g = 0; g < s->groups; g++) {
         int32_t first = (int32_t)((int64_t)s->batch * g / s->groups);
         int32_t end = (int32_t)((int64_t)s->batch * (g + 1) / s->groups);
         segments[g] = (relay_segment){.parent = -1, .first_request = first, .num_requests = end - first,
-                                      .kv = {.layout = RELAY_KV_PAGED, .length = s->system,
-                                             .block_table = k->tables + (int64_t)g * k->blocks_prompt}};
+                                      .kv = {.layout = RELAY_KV_PAGED, .length = system_tokens(k, g),
+                                             .block_table = k->tables + k->table_at[g]}};
     }
-    const int32_t *users = k->tables + (int64_t)s->groups * k->blocks_prompt;
     for (int32_t r = 0; r < s->batch; r++) {
-        own[r] = (relay_kv_span){.layout = RELAY_KV_PAGED, .length = s->user,
-                                 .block_table = users + (int64_t)r * k->blocks_user};
+        own[r] = (relay_kv_span){.layout = RELAY_KV_PAGED, .length = user_tokens(k, r) + more,
+                                 .block_table = k->tables + (more ? 0 : k->table_at[s->groups + r])};
         query_start[r + 1] = r + 1;
     }
 }
 
-static bool make_forest(cuda_case *k) {
+static bool set_forest(const cuda_case *k, int32_t more, relay_forest *forest) {
     const attention_shape *s = &k->shape;
     relay_segment *segments = calloc((size_t)s->groups, sizeof *segments);
     relay_kv_span *own = calloc((size_t)s->batch, sizeof *own);
     int32_t *query_start = calloc((size_t)s->batch + 1, sizeof *query_start);
-    bool ok = segments && own && query_start && relay_forest_create(k->lab->device, &k->forest) == RELAY_OK;
+    bool ok = segments && own && query_start;
     if (ok) {
-        describe(k, segments, own, query_start);
+        describe(k, more, segments, own, query_start);
         relay_forest_desc desc = relay_forest_desc_defaults();
         desc.num_requests = s->batch;
         desc.query_start_loc = query_start;
@@ -131,7 +156,7 @@ static bool make_forest(cuda_case *k) {
         desc.num_segments = s->groups;
         desc.segments = segments;
         desc.num_blocks = k->num_blocks;
-        ok = relay_forest_set(k->forest, &desc) == RELAY_OK;
+        ok = relay_forest_set(forest, &desc) == RELAY_OK;
     }
     free(segments);
     free(own);
@@ -139,13 +164,21 @@ static bool make_forest(cuda_case *k) {
     return ok;
 }
 
-static bool make_plan(cuda_case *k, int which) {
-    const attention_shape *s = &k->shape;
+static bool make_forest(cuda_case *k) {
+    return relay_forest_create(k->lab->device, &k->forest) == RELAY_OK && set_forest(k, 0, k->forest);
+}
+
+static relay_attention attention_of(const attention_shape *s) {
     relay_attention attention = relay_attention_defaults();
     attention.num_heads = s->heads;
     attention.num_kv_heads = s->kv_heads;
     attention.head_dim = s->head_dim;
     attention.query_dtype = attention.kv_dtype = attention.output_dtype = s->kv_dtype;
+    return attention;
+}
+
+static bool make_plan(cuda_case *k, int which) {
+    relay_attention attention = attention_of(&k->shape);
     relay_plan_options options = relay_plan_options_defaults();
     if (which == 1) options.strategy = RELAY_STRATEGY_PLAIN;
     if (relay_plan_create(k->lab->device, &attention, &options, &k->plan[which]) != RELAY_OK ||
@@ -155,8 +188,8 @@ static bool make_plan(cuda_case *k, int which) {
     return take(k, &k->workspace[which], k->workspace_bytes[which]);
 }
 
-bool cuda_case_open(cuda_case *k, cuda_lab *lab, const attention_shape *shape) {
-    *k = (cuda_case){.lab = lab, .shape = *shape};
+bool cuda_case_open(cuda_case *k, cuda_lab *lab, const attention_shape *shape, bool ragged) {
+    *k = (cuda_case){.lab = lab, .shape = *shape, .ragged = ragged};
     if (draw(k) && make_tables(k) && make_memory(k) && make_forest(k) && make_plan(k, 0) && make_plan(k, 1)) return true;
     fprintf(stderr, "relay bench: the shape could not be set up\n");
     cuda_case_close(k);
@@ -173,6 +206,7 @@ void cuda_case_close(cuda_case *k) {
     relay_forest_destroy(k->forest);
     free(k->numbers);
     free(k->tables);
+    free(k->table_at);
     *k = (cuda_case){0};
 }
 
@@ -243,24 +277,55 @@ double cuda_case_time(cuda_case *k, int which, bench_cuda_method method, bool pl
     return seconds;
 }
 
+/* ---- the host's part --------------------------------------------------------- */
+
+enum { PLAN_READINGS = 50 };
+
+/* Reading i of a plan's build: whole, where the batch before it was longer; or a step on. */
+static bool read_build(cuda_case *k, bool whole, int32_t i, relay_plan *plan, relay_forest *grown, bench_times *times) {
+    if (!set_forest(k, whole ? 1 : i + 1, grown)) return false;
+    if (whole && relay_plan_build(plan, grown) != RELAY_OK) return false;
+    double start = bench_now();
+    return relay_plan_build(plan, whole ? k->forest : grown) == RELAY_OK && bench_times_add(times, bench_now() - start);
+}
+
+double cuda_case_time_build(cuda_case *k, bool whole) {
+    relay_attention attention = attention_of(&k->shape);
+    relay_plan *plan = NULL;
+    relay_forest *grown = NULL;
+    bench_times times = {0};
+    /* what a request gets besides lies anywhere in the tables: nobody reads it */
+    bool ok = blocks_of(2 * k->shape.user + PLAN_READINGS) <= k->num_blocks &&
+              relay_plan_create(k->lab->device, &attention, NULL, &plan) == RELAY_OK &&
+              relay_forest_create(k->lab->device, &grown) == RELAY_OK && relay_plan_build(plan, k->forest) == RELAY_OK;
+    for (int32_t i = 0; ok && i < PLAN_READINGS; i++) ok = read_build(k, whole, i, plan, grown, &times);
+    double median = ok ? bench_times_median(&times) : NAN;
+    bench_times_free(&times);
+    relay_plan_destroy(plan);
+    relay_forest_destroy(grown);
+    return median;
+}
+
 /* ---- the float64 answer ------------------------------------------------------ */
+
+static int32_t group_of(const cuda_case *k, int32_t r) {
+    int32_t group = 0;
+    while ((int32_t)((int64_t)k->shape.batch * (group + 1) / k->shape.groups) <= r) group++;
+    return group;
+}
 
 /* First element of token t of request r in a pool, for one kv head. */
 static int64_t element_of(const cuda_case *k, int32_t r, int32_t t, int32_t kv_head) {
     const attention_shape *s = &k->shape;
-    int32_t group = 0;
-    while ((int32_t)((int64_t)s->batch * (group + 1) / s->groups) <= r) group++;
-    const int32_t *table = k->tables + (int64_t)group * k->blocks_prompt;
-    if (t >= s->system) {
-        table = k->tables + (int64_t)s->groups * k->blocks_prompt + (int64_t)r * k->blocks_user;
-        t -= s->system;
-    }
+    int32_t group = group_of(k, r), system = system_tokens(k, group);
+    const int32_t *table = k->tables + k->table_at[t >= system ? s->groups + r : group];
+    if (t >= system) t -= system;
     return (((int64_t)table[t / BLOCK_SIZE] * BLOCK_SIZE + t % BLOCK_SIZE) * s->kv_heads + kv_head) * s->head_dim;
 }
 
 static bool reference(const cuda_case *k, int32_t r, int32_t head, double *out) {
     const attention_shape *s = &k->shape;
-    int32_t tokens = s->system + s->user, kv_head = head / (s->heads / s->kv_heads), dim = s->head_dim;
+    int32_t tokens = system_tokens(k, group_of(k, r)) + user_tokens(k, r), kv_head = head / (s->heads / s->kv_heads), dim = s->head_dim;
     double *p = malloc((size_t)tokens * sizeof *p), top = -INFINITY, sum = 0.0;
     float query[256];
     if (p == NULL) return false;
