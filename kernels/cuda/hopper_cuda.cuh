@@ -48,7 +48,7 @@ __global__ void __launch_bounds__(HOPPER_THREADS, 1) attend_hopper(const __grid_
         } else if (warp < 3) {
             feed_users<D>(p, b);
         } else if (p.inside) {
-            find_first<D>(p, b);
+            touch_rows(p);
         }
         return;
     }

@@ -33,14 +33,6 @@ struct hopper_params : relayi_cuda_params {
     CUtensorMap spans[RELAYI_CUDA_HOPPER_CONTIGUOUS][2];
 };
 
-enum { MERGE_GROUPS = 3, MERGE_BATCH = 16 }; /* warpgroups of a block that merge; parts that are copied together */
-
-/* What a warp merges first: hopper_merge.cuh. */
-struct hopper_first_batch {
-    int32_t pair, source, count, last;
-    int64_t state[MERGE_BATCH];
-};
-
 template <int D> struct hopper_sizes {
     static constexpr int halves = D / 64;                  /* blocks of 64 dims */
     static constexpr int group = halves * 1024;            /* bytes of 8 tokens */
@@ -60,8 +52,7 @@ template <int D> struct hopper_sizes {
     static constexpr int tags_at = stats_at + HOPPER_CONSUMERS * 32 * 16;
     static constexpr int user_units_at = tags_at + 64;
     static constexpr int user_pages_at = user_units_at + HOPPER_USER_WARPS * user_units * 64;
-    static constexpr int first_at = user_pages_at + HOPPER_USER_WARPS * user_stages * 16;
-    static constexpr int bytes = first_at + MERGE_GROUPS * 4 * static_cast<int>(sizeof(hopper_first_batch));
+    static constexpr int bytes = user_pages_at + HOPPER_USER_WARPS * user_stages * 16;
     static_assert(bytes <= 227 * 1024, "a block's shared memory");
 };
 
@@ -78,9 +69,6 @@ template <int D> struct hopper_block {
     DEVICE uint32_t barrier(int i) const { return at + S::barriers_at + i * 8; }
     /* Number, since the kernel's start, of what a slot is being filled with. */
     DEVICE uint32_t tag(uint32_t slot) const { return at + S::tags_at + slot * 4; }
-    DEVICE hopper_first_batch *first_batch(int number) const {
-        return reinterpret_cast<hopper_first_batch *>(memory + S::first_at) + number;
-    }
     DEVICE uint32_t full(uint32_t slot) const { return barrier(slot); }
     DEVICE uint32_t empty(uint32_t slot) const { return barrier(S::slots + slot); }
     DEVICE uint32_t unit_full(int i) const { return barrier(2 * S::slots + i); }

@@ -5,6 +5,8 @@
 
 #include "hopper_layout.cuh"
 
+enum { MERGE_GROUPS = 3, MERGE_BATCH = 16 }; /* warpgroups of a block that merge; parts that are copied together */
+
 /* The rings are done with: two batches of each warp, then what warps that share a row tell each other. */
 template <int D> struct hopper_merge_sizes {
     static constexpr int batch = MERGE_BATCH * D; /* floats */
@@ -15,7 +17,7 @@ template <int D> struct hopper_merge_sizes {
 /* All blocks' states are written and can be read.  Called by MERGE_GROUPS * 128 threads of every block. */
 DEVICE void meet_blocks(const hopper_params &p) {
     relayi_cuda_header *header = static_cast<relayi_cuda_header *>(p.list);
-    meet(6, MERGE_GROUPS * 128 + 32); /* and the warp that has found the first batches */
+    meet(6, MERGE_GROUPS * 128);
     if (threadIdx.x == 0) {
         unsigned *arrived = &header->arrived, now, before, count = blockIdx.x == 0 ? 0x80000000u - (gridDim.x - 1) : 1u;
         /* the highest bit turns over when all are there, whatever it was: nothing has to be reset */
@@ -69,6 +71,20 @@ struct merge_share {
     }
 };
 
+/* Brings the descriptions of a block's rows near, long before they are asked for: a warp that has nothing else to do. */
+DEVICE void touch_rows(const hopper_params &p) {
+    const merge_share share(p, 0);
+    const relayi_cuda_row *rows = section_of<relayi_cuda_row>(p, p.rows);
+    int lane = threadIdx.x % 32, row = share.pair / p.heads + lane;
+    if (share.pair >= share.end || row > (share.end - 1) / p.heads) return;
+    relayi_cuda_row of = rows[row];
+    const relayi_cuda_run *runs = section_of<relayi_cuda_run>(p, p.runs) + of.first_run;
+    int seen = 0;
+#pragma unroll 1
+    for (int i = 0; i < of.num_runs; i++) seen |= runs[i].chunks;
+    asm volatile("" ::"r"(seen)); /* read, whatever it is */
+}
+
 /* Up to MERGE_BATCH parts of a pair; lane i knows part i. */
 struct merge_batch {
     int pair, source, count; /* pair -1: none; count: of parts */
@@ -79,6 +95,7 @@ struct merge_batch {
 
 /* Where a warp's work stands. */
 template <int D> struct merge_walk {
+    static constexpr int lanes = D / 4, together = 32 / lanes; /* 16 bytes a lane: lanes of a part, parts at once */
     const hopper_params &p;
     merge_share share;
     int next; /* part of share.pair that lane 0 takes */
@@ -108,32 +125,27 @@ template <int D> struct merge_walk {
         batch.source = of.source;
         batch.count = min(left, static_cast<int>(MERGE_BATCH));
         batch.last = left <= MERGE_BATCH;
-        skip(batch);
+        next += MERGE_BATCH * share.stride;
+        if (batch.last) {
+            share.pair += share.step;
+            next = share.part;
+        }
         return batch;
     }
-    /* Goes on behind a batch. */
-    DEVICE void skip(const merge_batch &batch) {
-        next += MERGE_BATCH * share.stride;
-        if (!batch.last) return;
-        share.pair += share.step;
-        next = share.part;
+    /* Starts the copies of a batch's parts into `to`. */
+    DEVICE void fetch(merge_batch &batch, float *to) const {
+        int lane = threadIdx.x % 32;
+        if (batch.state >= 0) batch.power = __ldcg(p.lse + batch.state) * LOG2E;
+#pragma unroll 2
+        for (int i = 0; i < batch.count; i += together) {
+            int part = i + lane / lanes;
+            int64_t from = __shfl_sync(0xFFFFFFFF, batch.state, part % 32);
+            if (part < batch.count)
+                copy16(shared_address(to + part * D + lane % lanes * 4), p.acc + from * D + lane % lanes * 4, true);
+        }
+        copies_commit();
     }
 };
-
-/* Starts the copies of a batch's parts into `to`. */
-template <int D> DEVICE void fetch_parts(const hopper_params &p, merge_batch &batch, float *to) {
-    constexpr int lanes = D / 4, together = 32 / lanes; /* 16 bytes a lane: lanes of a part, parts at once */
-    int lane = threadIdx.x % 32;
-    if (batch.state >= 0) batch.power = __ldcg(p.lse + batch.state) * LOG2E;
-#pragma unroll 2
-    for (int i = 0; i < batch.count; i += together) {
-        int part = i + lane / lanes;
-        int64_t from = __shfl_sync(0xFFFFFFFF, batch.state, part % 32);
-        if (part < batch.count)
-            copy16(shared_address(to + part * D + lane % lanes * 4), p.acc + from * D + lane % lanes * 4, true);
-    }
-    copies_commit();
-}
 
 /* Adds a batch that has arrived. */
 template <int D> DEVICE void merge_parts(const merge_batch &batch, const float *parts, merged<D> &m) {
@@ -205,57 +217,40 @@ template <int D> DEVICE void join_warps(const hopper_block<D> &b, int part, int 
 
 /* A batch is added while the next one travels, and the one after that is looked for. */
 template <int D>
-DEVICE void merge_rows(const hopper_params &p, const hopper_block<D> &b, merge_batch ahead) {
+DEVICE void merge_rows(const hopper_params &p, const hopper_block<D> &b, merge_walk<D> &walk, merge_batch ahead) {
     using S = hopper_merge_sizes<D>;
+    const int part = walk.share.part, stride = walk.share.stride;
     float *memory = reinterpret_cast<float *>(b.memory) + threadIdx.x / 32 * 2 * S::batch;
     merged<D> m;
     m.clear();
-    fetch_parts<D>(p, ahead, memory);
-    merge_walk<D> walk(p, threadIdx.x / 32);
-    const int part = walk.share.part, stride = walk.share.stride;
-    walk.skip(ahead);
-    merge_batch now = ahead;
-    ahead = walk.find();
+    merge_batch now = {};
 #pragma unroll 1
-    for (int i = 1;; i++) {
+    for (int i = 0;; i++) {
         merge_batch next = ahead;
-        fetch_parts<D>(p, next, memory + i % 2 * S::batch);
+        walk.fetch(next, memory + i % 2 * S::batch);
         ahead = walk.find();
-        if (now.pair < 0) return;
-        copies_wait<1>();
-        __syncwarp();
-        merge_parts<D>(now, memory + (i + 1) % 2 * S::batch, m);
-        __syncwarp();
-        if (now.last) {
-            if (stride > 1) join_warps<D>(b, part, stride, m);
-            if (part == 0) store_merged<D>(p, now.source, now.pair % p.heads, m);
-            m.clear();
+        if (i > 0) {
+            if (now.pair < 0) return;
+            copies_wait<1>();
+            __syncwarp();
+            merge_parts<D>(now, memory + (i + 1) % 2 * S::batch, m);
+            __syncwarp();
+            if (now.last) {
+                if (stride > 1) join_warps<D>(b, part, stride, m);
+                if (part == 0) store_merged<D>(p, now.source, now.pair % p.heads, m);
+                m.clear();
+            }
         }
         now = next;
     }
 }
 
-/* The first batches of all warps, found by a warp that has nothing else to do while the others compute. */
-template <int D> DEVICE void find_first(const hopper_params &p, const hopper_block<D> &b) {
-    int lane = threadIdx.x % 32;
-#pragma unroll 1
-    for (int number = 0; number < MERGE_GROUPS * 4; number++) {
-        merge_walk<D> walk(p, number);
-        merge_batch batch = walk.find();
-        hopper_first_batch *to = b.first_batch(number);
-        if (lane < MERGE_BATCH) to->state[lane] = batch.state;
-        if (lane == 0) to->pair = batch.pair, to->source = batch.source, to->count = batch.count, to->last = batch.last;
-    }
-    __syncwarp();
-    pass(6, MERGE_GROUPS * 128 + 32);
-}
-
+/* What the list says is read before the blocks meet: the meeting empties the first-level cache. */
 template <int D> DEVICE void finish(const hopper_params &p, const hopper_block<D> &b) {
+    merge_walk<D> walk(p, threadIdx.x / 32);
+    merge_batch first = walk.find();
     meet_blocks(p);
-    const hopper_first_batch *found = b.first_batch(threadIdx.x / 32);
-    merge_batch first = {found->pair, found->source, found->count, found->last != 0, -1, -CUDART_INF_F};
-    if (threadIdx.x % 32 < MERGE_BATCH) first.state = found->state[threadIdx.x % 32];
-    merge_rows<D>(p, b, first);
+    merge_rows<D>(p, b, walk, first);
 }
 
 #endif
