@@ -32,7 +32,8 @@ typedef struct relayi_cuda_step {
     bool known;
     int32_t num_requests, num_segments, block_size;
     int32_t *query_start, *order, *leaf; /* as in the forest */
-    relay_kv_span *own;
+    int32_t *length, *tensor;            /* of requests' own tokens; tensor -1: pages, where some are not */
+    bool any_contiguous;
     relayi_segment *segments;
     int32_t *row_start, *relayed, *own_cut; /* as in the builder, in its scratch memory */
     relayi_cuda_cut *cuts;

@@ -20,21 +20,29 @@ static void *place(char **at, const void *from, size_t bytes) {
     return here;
 }
 
+static int32_t tensor_of(const relay_kv_span *span) { return span->layout == RELAY_KV_PAGED ? -1 : span->tensor_index; }
+
 void relayi_cuda_step_keep(relay_plan *plan, const relayi_forest_content *content) {
     relayi_cuda_step *step = &plan->cuda->step;
     size_t requests = (size_t)content->num_requests, segments = (size_t)content->num_segments;
-    size_t bytes = (3 * requests + 1) * sizeof(int32_t) + requests * sizeof *step->own + segments * sizeof *step->segments + 5 * 16;
+    size_t bytes = (5 * requests + 1) * sizeof(int32_t) + segments * sizeof *step->segments + 6 * 16;
     step->known = relayi_grow(&step->memory, bytes, 1);
     if (!step->known) return;
     char *at = step->memory.data;
     step->num_requests = content->num_requests;
     step->num_segments = content->num_segments;
     step->block_size = content->block_size;
+    step->any_contiguous = plan->max_contiguous > 0;
     step->query_start = place(&at, content->query_start, (requests + 1) * sizeof(int32_t));
     step->order = place(&at, content->order, requests * sizeof(int32_t));
     step->leaf = place(&at, content->leaf, requests * sizeof(int32_t));
-    step->own = place(&at, content->own, requests * sizeof *step->own);
     step->segments = place(&at, content->segments, segments * sizeof *step->segments);
+    step->length = place(&at, content->order, requests * sizeof(int32_t));
+    step->tensor = place(&at, content->order, requests * sizeof(int32_t));
+    for (size_t r = 0; r < requests; r++) {
+        step->length[r] = content->own[r].length;
+        step->tensor[r] = tensor_of(&content->own[r]);
+    }
 }
 
 /* ---- may it be taken --------------------------------------------------------- */
@@ -72,18 +80,19 @@ static int64_t grown_tokens(const relay_plan *plan, const relayi_cuda_cut *cut, 
 static bool grows(const relay_plan *plan, const relayi_forest_content *content, int32_t position) {
     const relayi_cuda_step *step = &plan->cuda->step;
     int32_t request = content->order[position], cut = step->own_cut[position];
-    const relay_kv_span *before = &step->own[request], *now = &content->own[request];
-    if (before->layout != now->layout || before->tensor_index != now->tensor_index || now->length < before->length) return false;
+    const relay_kv_span *now = &content->own[request];
+    int32_t before = step->length[request];
+    if (now->length < before || (plan->max_contiguous > 0 && tensor_of(now) != step->tensor[request])) return false;
     if (step->row_start[position] == step->row_start[position + 1]) return true; /* attends nothing */
-    if (cut < 0 || before->length == 0) return false;
+    if (cut < 0 || before == 0) return false;
     if (plan->options.max_tokens > 0 && relayi_path_end(content, position) + now->length > plan->options.max_tokens) return false;
-    return grown_tokens(plan, &step->cuts[cut], before->length, now->length) >= 0;
+    return grown_tokens(plan, &step->cuts[cut], before, now->length) >= 0;
 }
 
 static bool may_step(relay_plan *plan, const relayi_forest_content *content) {
     relayi_cuda_plan *cuda = plan->cuda;
     const relayi_cuda_step *step = &cuda->step;
-    if (!step->known || plan->options.repeatable || plan->attention.sliding_window > 0) return false;
+    if (!step->known || step->any_contiguous != (plan->max_contiguous > 0) || plan->options.repeatable || plan->attention.sliding_window > 0) return false;
     if (step->num_requests != content->num_requests || step->num_segments != content->num_segments ||
         step->block_size != content->block_size || !same_requests(step, content) || !same_segments(step, content))
         return false;
@@ -130,13 +139,18 @@ static void step_unit(const relayi_cuda_plan *cuda, const relayi_forest_content 
     }
 }
 
-static void step_request(const relay_plan *plan, const relayi_forest_content *content, int32_t position) {
+/* Tokens that a request has more, and how often its rows see them. */
+typedef struct growth {
+    int64_t tokens, seen;
+} growth;
+
+static void step_request(const relay_plan *plan, const relayi_forest_content *content, int32_t position, growth *all) {
     const relayi_cuda_plan *cuda = plan->cuda;
     const relayi_cuda_step *step = &cuda->step;
     int32_t first = step->row_start[position], end = step->row_start[position + 1], request = content->order[position];
     if (first == end) return;
     const relay_kv_span *own = &content->own[request];
-    int32_t before = step->own[request].length, start = relayi_path_end(content, position), ids = relayi_ids_of(content, own);
+    int32_t before = step->length[request], start = relayi_path_end(content, position), ids = relayi_ids_of(content, own);
     relayi_cuda_cut *cut = &step->cuts[step->own_cut[position]];
     relayi_cuda_unit *unit = unit_of(cuda, cut, 0);
     int32_t to_next = from_end(cuda, cut) ? -1 : 1, more = own->length - before;
@@ -146,20 +160,15 @@ static void step_request(const relay_plan *plan, const relayi_forest_content *co
     cut->tokens += whole(plan, own->length) - whole(plan, before);
     relayi_cuda_row *rows = (void *)((char *)cuda->list + cuda->rows);
     for (int32_t i = first; i < end; i++) rows[i].position += more;
+    all->tokens += more;
+    all->seen += (int64_t)more * (end - first);
 }
 
 /* The batch's size and work, as a whole build counts them. */
-static void step_info(relay_plan *plan, const relayi_forest_content *content) {
+static void step_info(relay_plan *plan, const growth *all) {
     const relay_attention *a = &plan->attention;
-    const relayi_cuda_step *step = &plan->cuda->step;
-    int64_t tokens = 0, row_tokens = 0;
-    for (int32_t r = 0; r < content->num_requests; r++) {
-        int32_t rows = content->query_start[r + 1] - content->query_start[r], more = content->own[r].length - step->own[r].length;
-        tokens += rows > 0 ? more : 0;
-        row_tokens += (int64_t)rows * more;
-    }
-    plan->info.flops += 4.0 * a->head_dim * a->num_heads * (double)row_tokens;
-    plan->info.unique_kv_bytes += 2.0 * a->num_kv_heads * a->head_dim * (double)relay_dtype_size(a->kv_dtype) * (double)tokens;
+    plan->info.flops += 4.0 * a->head_dim * a->num_heads * (double)all->seen;
+    plan->info.unique_kv_bytes += 2.0 * a->num_kv_heads * a->head_dim * (double)relay_dtype_size(a->kv_dtype) * (double)all->tokens;
 }
 
 /* What all units of a prompt share; their tiles' positions are given as wide as the prompt's. */
@@ -190,14 +199,15 @@ bool relayi_cuda_plan_step(relay_plan *plan, const relayi_forest_content *conten
         cuda->step.known = false;
         return true;
     }
-    for (int32_t p = 0; p < content->num_requests; p++) step_request(plan, content, p);
+    growth all = {0, 0};
+    for (int32_t p = 0; p < content->num_requests; p++) step_request(plan, content, p, &all);
     for (int32_t s = 0; s < content->num_segments; s++) step_segment(cuda, content, s);
-    step_info(plan, content);
+    step_info(plan, &all);
     cuda->used.ids = content->num_ids;
     if (!cuda->bounded) cuda->sizes.ids = content->num_ids;
     relayi_cuda_lay_out(cuda);
     if (content->num_ids > 0)
         memcpy((char *)cuda->list + cuda->ids, content->ids, (size_t)content->num_ids * sizeof(int32_t));
-    memcpy(cuda->step.own, content->own, (size_t)content->num_requests * sizeof *content->own);
+    for (int32_t r = 0; r < content->num_requests; r++) cuda->step.length[r] = content->own[r].length;
     return true;
 }
