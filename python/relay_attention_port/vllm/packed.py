@@ -23,8 +23,8 @@ from .counters import tally
 
 log = logging.getLogger("relay_attention_port.vllm")
 
-MIN_TOKENS = 64        # one tile of the packed layout
-AFTER_STEPS = 16       # a copy pays for itself in 5 to 40 steps; what has lived that long tends to live on
+MIN_TOKENS = 64          # one tile of the packed layout
+AFTER_STEPS = 16         # a copy pays for itself in 5 to 40 steps; what has lived that long tends to live on
 MOST_COPIES = 256
 MOST_CANDIDATES = 256
 BYTES_A_STEP = 16 << 20  # packed in one step, so that no step is held up for long
@@ -34,7 +34,7 @@ BYTES_A_STEP = 16 << 20  # packed in one step, so that no step is held up for lo
 class _Copy:
     """A run of blocks as the layers had filled them up to the end of step `upto`."""
 
-    ids: "np.ndarray[Any, Any]"
+    ids: np.ndarray[Any, Any]
     raw: bytes  # the ids
     upto: int
     prompt: Prompt
@@ -51,23 +51,19 @@ class PackedPrefixes:
     def __init__(self, device: Device, block_size: int, max_bytes: int) -> None:
         self._device, self._block_size, self._max_bytes = device, block_size, max_bytes
         self._step = 0
-        self._written = np.zeros(0, np.int64)  # the step in which a block was last written
+        self._written: np.ndarray[Any, Any] = np.zeros(0, np.int64)  # the step that last wrote a block
         self._layers: dict[int, int] = {}  # the address of a layer's keys: its number
         self._pools: list[tuple[TensorView, TensorView]] = []  # by number
         self._cache: Optional[PromptCache] = None
         self._copies: dict[bytes, _Copy] = {}  # the least recently used first
         self._by_first: dict[bytes, list[_Copy]] = {}  # by the first block's id
         self._packing: Optional[_Copy] = None
-        self._held = np.zeros(0, np.int64)     # the ids of all copies, and up to when each copy holds what was written
-        self._held_upto = np.zeros(0, np.int64)
-        self._seen: dict[bytes, int] = {}      # steps in which a run was shared that has no copy
+        self._held: np.ndarray[Any, Any] = np.zeros(0, np.int64)  # the blocks of all copies, and the `upto` of each
+        self._held_upto: np.ndarray[Any, Any] = np.zeros(0, np.int64)
+        self._seen: dict[bytes, int] = {}  # steps in which a run was shared that has no copy
         self._serial = 0
+        self.num_bytes = 0  # of all copies, now
         tally.watch(self)
-
-    @property
-    def num_bytes(self) -> int:
-        """What the copies take now."""
-        return sum(copy.prompt.num_bytes for copy in self._all())
 
     # ---- what a step does --------------------------------------------------------------------------------------------
 
@@ -155,6 +151,7 @@ class PackedPrefixes:
 
     def _note_held(self) -> None:
         copies = self._all()
+        self.num_bytes = sum(copy.prompt.num_bytes for copy in copies)
         self._held = np.concatenate([copy.ids for copy in copies] or [np.zeros(0, np.int64)])
         self._held_upto = np.repeat([copy.upto for copy in copies], [len(copy.ids) for copy in copies])
 

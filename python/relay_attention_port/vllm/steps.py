@@ -33,11 +33,6 @@ class LayerPlan:
             self._planner.build(self._plan, self._reads_pages)
         return self._plan
 
-    def drop(self) -> None:
-        """Lets go of the last step."""
-        self._step = -1
-        self._plan.drop()
-
 
 class StepPlanner:
     """The forest of a KV group, made anew each step, its plans, and the packed copies of what stays shared. Belongs to
@@ -69,8 +64,6 @@ class StepPlanner:
         are used again during the step."""
         self._counted = False
         self._tables = query_start_loc, seq_lens, block_table, num_blocks
-        for plan in self._plans.values():
-            plan.drop()
         if self.packed is not None:
             self.packed.begin(slots, num_blocks)
         self._look()
