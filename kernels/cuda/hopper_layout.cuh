@@ -3,7 +3,8 @@
  *     warps 0-3, 4-7   prompt consumers: wgmma on shared tiles of up to 128 stacked rows
  *     warps 8-11       user part: each warp alone, mma.sync with swapped operands, up to 8 stacked rows
  *     warp 12          fills the prompt's ring by tensor maps
- *     warps 13, 14     two lanes each fill the user warps' rings
+ *     warps 13, 14     half a warp each fills a user warp's ring
+ *     warp 15          brings what the merge reads of the list near
  *
  * K and V lie in shared memory in blocks of 8 tokens x 64 dims (1024 bytes, 128-byte swizzle), the
  * blocks of one group of 8 tokens side by side: what one copy of a page leaves there is what wgmma,
