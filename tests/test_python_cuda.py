@@ -242,6 +242,8 @@ def test_cache_write(pretended):
     assert pretended.calls.writes == 1 and pretended.calls.stream == 40
     assert torch.equal(keys[1, 1], new[0][0]) and torch.equal(values[3, 15], new[1][2])
     assert keys.count_nonzero() == 2 * KV_HEADS * SIZE
+    relay.cache_write(pretended.device, *new, keys, values, torch.tensor([17, -1, 63]), stream=56)
+    assert pretended.calls.stream == 56
     for slots, error in ((np.array([1, 2, 3]), errors.WrongDeviceError), ([1, 2, 3], errors.WrongDeviceError),
                          (torch.tensor([1, 2, 3], dtype=torch.int32), errors.BadDtypeError),
                          (torch.tensor([[1, 2, 3]]), errors.BadShapeError),
@@ -263,6 +265,8 @@ def test_fusion_goes_to_the_tensors_device(pretended):
     wanted = weight * outs[0].double() + (1 - weight) * outs[1].double()
     wanted[2] = 0.0
     close(got, wanted, 2e-3)
+    relay.fuse(pretended.device, outs, lses, got, stream=64)
+    assert pretended.calls.fusions == 2 and pretended.calls.stream == 64
 
 
 # ---- the layer ------------------------------------------------------------------------
@@ -313,7 +317,7 @@ def test_layer_prefills_and_decodes(pretended):
 def test_layers_prompts_come_and_go(pretended):
     integration, layer = layer_of(pretended, relay.RelayConfig(enabled=True, max_cached_system_prompts=2))
     blocks = []
-    for i in range(6):
+    for i in range(20):
         system = halves(i, 32, KV_HEADS, SIZE), halves(i + 50, 32, KV_HEADS, SIZE)
         story = Story(i * 10, system)
         story.more(2)
@@ -324,7 +328,7 @@ def test_layers_prompts_come_and_go(pretended):
         integration.release(integration.create_relay_metadata(32, f"prompt {i}", "user"))
         blocks.append(layer.stats().page_bytes)
     stats = layer.stats()
-    assert stats.prompts == 2 and stats.misses == 6 and stats.evictions == 4
+    assert stats.prompts == 2 and stats.misses == 20 and stats.evictions == 18
     assert blocks[-1] == blocks[0], "evicted prompts give their pages back"
 
 
