@@ -10,74 +10,18 @@ import argparse
 import asyncio
 import json
 import os
-import re
-import signal
-import socket
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
+
+from vllm_server import Server, environment
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 MODEL = os.path.join(ROOT, "models", "lookup")
 OUT = os.path.join(ROOT, "demo", "vllm")
 LONG_ANSWER = 64  # tokens, where speed is read
-COUNTERS = re.compile(r"RelayAttention: (\d+) of (\d+) steps relayed, (\d+) groups, (\d+) K/V tokens")
-
-
-def environment(plain):
-    return {**os.environ, "RELAY_VLLM": "plain" if plain else "on", "RELAY_VLLM_LOG_INTERVAL": "0.2",
-            "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1", "OMP_WAIT_POLICY": "passive"}
-
-
-class Server:
-    """`vllm serve` on a free port of this machine, from health to a clean end."""
-
-    def __init__(self, name, plain):
-        self.log_path = os.path.join(OUT, f"{name}.log")
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
-        command = [os.path.join(os.path.dirname(sys.executable), "vllm"), "serve", MODEL, "--served-model-name", "lookup",
-                   "--host", "127.0.0.1", "--port", str(self.port), "--max-model-len", "5120", "--max-num-seqs", "64",
-                   "--generation-config", "vllm"]  # the model's own ends every answer after 4 tokens
-        self.log = open(self.log_path, "w")
-        self.process = subprocess.Popen(command, env=environment(plain), stdout=self.log, stderr=subprocess.STDOUT)
-
-    def __enter__(self):
-        began = time.monotonic()
-        while time.monotonic() - began < 300:
-            if self.process.poll() is not None:
-                break
-            try:
-                with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/health", timeout=2):
-                    print(f"  healthy after {time.monotonic() - began:.0f} s")
-                    return self
-            except (urllib.error.URLError, OSError):
-                time.sleep(0.5)
-        self.stop()
-        sys.exit(f"vllm_demo: the server did not come up; see {self.log_path}")
-
-    def stop(self):
-        if self.process.poll() is None:
-            self.process.send_signal(signal.SIGINT)
-        try:
-            self.code = self.process.wait(60)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.code = self.process.wait()
-        self.log.close()
-
-    def __exit__(self, *_):
-        self.stop()
-        print("  the server has stopped" if self.code == 0 else f"  the server ended with {self.code}")
-
-    def counters(self):
-        """(relayed steps, steps, groups, tokens saved), as logged last."""
-        with open(self.log_path) as log:
-            found = COUNTERS.findall(log.read())
-        return tuple(map(int, found[-1])) if found else (0, 0, 0, 0)
+ARGUMENTS = [MODEL, "--served-model-name", "lookup", "--max-model-len", "5120", "--max-num-seqs", "64",
+             "--generation-config", "vllm"]  # the model's own ends every answer after 4 tokens
 
 
 async def ask(port, prompts, **options):
@@ -89,7 +33,8 @@ async def ask(port, prompts, **options):
 
 def serve(name, plain, prompts, expected):
     print(f"\n{name}:")
-    with Server(name, plain) as server:
+    with Server(os.path.join(OUT, f"{name}.log"), environment(plain), ARGUMENTS) as server:
+        server.wait()
         answers = [a.choices[0].text.strip() for a in asyncio.run(ask(server.port, prompts, max_tokens=8))]
         began = time.monotonic()
         long = asyncio.run(ask(server.port, prompts, max_tokens=LONG_ANSWER, extra_body={"ignore_eos": True}))
