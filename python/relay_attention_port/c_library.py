@@ -180,13 +180,23 @@ def _path() -> str:
                            "file of a build by the environment variable RELAY_LIBRARY")
 
 
+def _load() -> Library:
+    path = _path()
+    try:
+        return Library(path)
+    except LibraryLoadError as error:
+        remedy = ("the environment variable RELAY_LIBRARY names this file: unset it for the package's own"
+                  if os.environ.get("RELAY_LIBRARY") else "install the package again")
+        raise LibraryLoadError(f"{error} ({remedy})") from error.__cause__
+
+
 def library() -> Library:
     """The library, loaded at the first call. Thread-safe. Raises LibraryLoadError."""
     global _library
     if _library is None:
         with _loading:
             if _library is None:
-                _library = Library(_path())
+                _library = _load()
                 log.debug("librelayattn %s from %s", _library.version, _library.path)
     return _library
 

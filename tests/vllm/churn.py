@@ -22,7 +22,7 @@ from engines import counted, counted_since, engine, greedy
 from vllm.v1.request import RequestStatus
 from vllm.v1.worker.cpu_worker import CPUWorker
 
-BOOKS, ASKS = 24, 10           # texts, questions to each; the texts alone need more blocks than there are
+BOOKS, ASKS = 24, 10           # texts, questions to each; the texts alone nearly fill the pool
 BLOCKS, RUNNING = 140, 32      # requests at a time at most
 BLOCK_BYTES = LAYERS * 2 * 16 * KV_HEADS * HEAD_DIM * 2  # K and V, tokens, bf16
 STEP_TOKENS = 128              # longer prompts are read in several steps

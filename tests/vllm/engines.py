@@ -51,7 +51,8 @@ def random_model(folder, kind, **changes):
     lookup = os.path.join(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))), "models", "lookup")
     shape = dict(vocab_size=4066, hidden_size=128, intermediate_size=256, num_hidden_layers=2, num_attention_heads=8,
                  num_key_value_heads=2, head_dim=32, max_position_embeddings=4096, bos_token_id=1, eos_token_id=2,
-                 pad_token_id=0, torch_dtype="bfloat16", initializer_range=0.15, **changes)
+                 pad_token_id=0, torch_dtype="bfloat16", initializer_range=0.15)
+    shape.update(changes)
     torch.manual_seed(5)
     model = getattr(transformers, kind + "ForCausalLM")(getattr(transformers, kind + "Config")(**shape))
     model.to(torch.bfloat16).save_pretrained(folder)

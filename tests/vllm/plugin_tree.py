@@ -5,12 +5,12 @@ import tomllib
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 
-def write_metadata(folder, name, entry_points):
+def write_metadata(folder, name, entry_points, version="0"):
     """A distribution of that name with {group: {name: target}}."""
-    info = os.path.join(folder, f"{name.replace('-', '_')}-0.dist-info")
+    info = os.path.join(folder, f"{name.replace('-', '_')}-{version}.dist-info")
     os.makedirs(info, exist_ok=True)
     with open(os.path.join(info, "METADATA"), "w") as out:
-        out.write(f"Metadata-Version: 2.1\nName: {name}\nVersion: 0\n")
+        out.write(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
     with open(os.path.join(info, "entry_points.txt"), "w") as out:
         for group, entries in entry_points.items():
             out.write(f"[{group}]\n" + "".join(f"{key} = {target}\n" for key, target in entries.items()))

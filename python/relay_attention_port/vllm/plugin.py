@@ -38,7 +38,7 @@ def adapter() -> str:
     version = vllm_version()
     if version not in SUPPORTED:
         raise VersionError(f"vllm {version} is installed; this relay_attention_port runs in vllm "
-                           f"{' or '.join(SUPPORTED)}")
+                           f"{' or '.join(SUPPORTED)}: install that")
     return SUPPORTED[version]
 
 
@@ -62,12 +62,22 @@ def _accelerator() -> Optional[str]:
     return None
 
 
+def _without_us() -> str:
+    """What vLLM does next, where it says that less plainly."""
+    try:
+        from vllm.platforms import builtin_platform_plugins
+        others = any(detect() is not None for detect in builtin_platform_plugins.values())
+    except ImportError:
+        return ""
+    return "" if others else "; this vLLM has no other platform for this machine, and cannot start"
+
+
 def platform() -> Optional[str]:
     """Entry point of vllm.platform_plugins: the name of the platform class, or None to stay off."""
     show_log()
     try:
         if settings.mode() == "off":
-            log.info("%s=off: RelayAttention stays off", settings.MODE_VARIABLE)
+            log.info("%s=off: RelayAttention stays off%s", settings.MODE_VARIABLE, _without_us())
             return None
         module = adapter()
         accelerator = _accelerator()
@@ -77,7 +87,7 @@ def platform() -> Optional[str]:
         library()
         return f"{module}.{PLATFORM_CLASS}"
     except (VersionError, LibraryLoadError, settings.SettingsError) as error:
-        log.error("RelayAttention stays off: %s", error)
+        log.error("RelayAttention stays off: %s%s", error, _without_us())
         return None
 
 

@@ -46,8 +46,13 @@ def check_shape(head_size: int, dtype: torch.dtype, kv_cache_dtype: Any, block_s
         raise _refuse(f"dtype {dtype} is not computed, only bfloat16 and float16 (--dtype bfloat16)")
     if kv_cache_dtype not in (None, "auto", dtype):
         raise _refuse(f"kv_cache_dtype {kv_cache_dtype} is not computed, only that of the model (--kv-cache-dtype auto)")
+    check_block_size(block_size)
+
+
+def check_block_size(block_size: int) -> None:
+    """Raises NotImplementedError, as check_shape."""
     if block_size < 16 or block_size % 16:
-        raise _refuse(f"block_size {block_size} is not computed, only multiples of 16")
+        raise _refuse(f"block_size {block_size} is not computed, only multiples of 16 (--block-size 16)")
 
 
 # ---- the platform ---------------------------------------------------------------------------------------------------
@@ -94,6 +99,10 @@ def _check_engine(vllm_config: Any) -> None:
     model = vllm_config.model_config
     if model is not None and model.dtype not in DTYPES:
         raise _refuse(f"dtype {model.dtype} is not computed, only bfloat16 and float16 (--dtype bfloat16)")
+    if vllm_config.cache_config.block_size is not None:
+        check_block_size(vllm_config.cache_config.block_size)
+    if getattr(vllm_config, "speculative_config", None) is not None:
+        raise _refuse("speculative decoding (speculative_config) is not served by vLLM's V1 engine on a processor")
     if not envs.VLLM_USE_V1:
         raise _refuse("vLLM fell back to its V0 engine, which is not served; its log says why (VLLM_USE_V1=1 makes "
                       "vLLM refuse instead)")
