@@ -96,18 +96,23 @@ def look_back(s, q, k, v, o):
     v[:s.code, s.own] = np.eye(s.code)
 
 
-def find_value(s, q, k, v, o):
-    """Layer 2: the last query head finds the value whose key was named, and copies its code."""
-    scale = s.head_dim ** 0.5
+def find_word(s, q, k, v, o, asked, met):
+    """Layer 2: the last query head finds the word whose group `met` is this one's group `asked`, and copies its code."""
+    scale = s.head_dim ** 0.5  # undoes the softmax scale
     h, g = (s.heads - 1) * s.head_dim, (s.kv_heads - 1) * s.head_dim
     dims = np.concatenate([s.slow[:-1], s.half + s.slow[:-1]])
     q[h:h + s.head_dim] = k[g:g + s.head_dim] = v[g:g + s.head_dim] = 0
     o[:, h:h + s.head_dim] = 0
-    q[h + dims, np.r_[s.prev1]] = 50 * scale / s.code
-    k[g + dims, np.r_[s.prev2]] = 1
+    q[h + dims, np.r_[asked]] = 50 * scale / s.code
+    k[g + dims, np.r_[met]] = 1
     q[h + s.slow[-1], s.const], k[g + s.slow[-1], s.value] = 40 * scale, 1
     v[g:g + s.code, s.own] = np.eye(s.code)
     o[s.found, h:h + s.code] = np.eye(s.code)
+
+
+def find_value(s, q, k, v, o):
+    """The value whose key, two words before it, was named in the word before this one."""
+    find_word(s, q, k, v, o, s.prev1, s.prev2)
 
 
 def output_rows(s, vocab, codes, noise):

@@ -24,20 +24,6 @@ def _constructed():
     return module
 
 
-def _find_follower(s, q, k, v, o):
-    """Layer 2: the last query head finds the word that followed this one, and copies its code; a break is none."""
-    scale = s.head_dim ** 0.5  # undoes the softmax scale
-    h, g = (s.heads - 1) * s.head_dim, (s.kv_heads - 1) * s.head_dim
-    dims = np.concatenate([s.slow[:-1], s.half + s.slow[:-1]])
-    q[h:h + s.head_dim] = k[g:g + s.head_dim] = v[g:g + s.head_dim] = 0
-    o[:, h:h + s.head_dim] = 0
-    q[h + dims, np.r_[s.own]] = 50 * scale / s.code
-    k[g + dims, np.r_[s.prev1]] = 1
-    q[h + s.slow[-1], s.const], k[g + s.slow[-1], s.value] = 40 * scale, 1
-    v[g:g + s.code, s.own] = np.eye(s.code)
-    o[s.found, h:h + s.code] = np.eye(s.code)
-
-
 def chain_model(folder):
     """Writes the checkpoint; returns its folder."""
     made = _constructed()
@@ -50,7 +36,8 @@ def chain_model(folder):
     for layer in range(LAYERS):
         w.update(made.noise_layer(s, layer, noise))
     w["model.norm.weight"] = np.full(s.hidden, np.sqrt((4 * s.code + 2) / s.hidden))
-    for layer, make in enumerate((made.look_back, _find_follower)):
+    find_follower = lambda *weights: made.find_word(*weights, s.own, s.prev1)  # the word that follows this one
+    for layer, make in enumerate((made.look_back, find_follower)):
         make(s, *(w[f"model.layers.{layer}.self_attn.{x}_proj.weight"] for x in "qkvo"))
     head = w["lm_head.weight"] = noise(len(vocab), s.hidden)
     head[-WORDS:, s.found] = codes[-WORDS:] * (30 / s.code)

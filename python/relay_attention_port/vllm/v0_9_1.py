@@ -339,6 +339,9 @@ _OPERATORS = {
 _libraries: list[torch.library.Library] = []  # an operator lives as long as its library
 
 
+# ---- what a process needs without a GPU -------------------------------------------------------------------------------
+
+
 def prepare_process() -> None:
     """What a process of vLLM needs on a machine without a GPU, whichever way vLLM was built."""
     leave_out_gpu_modules()
