@@ -26,12 +26,14 @@
 extern "C" {
 #endif
 
-#define RELAYI_CUDA_VERSION 3u /* counts up with every change of this file */
+#define RELAYI_CUDA_VERSION 4u /* counts up with every change of this file */
 #define RELAYI_CUDA_OPS_SYMBOL "relay_cuda_ops"
 #define RELAYI_CUDA_MAX_CONTIGUOUS 48 /* tensors of a run; they travel as kernel parameters */
 #define RELAYI_CUDA_HOPPER_CONTIGUOUS 4 /* of them, for the Hopper kernel */
 #define RELAYI_CUDA_HOPPER_TILE 96    /* tokens of its tiles of a prompt */
 #define RELAYI_CUDA_HOPPER_ROWS 8     /* stacked rows of its FLAT units */
+#define RELAYI_CUDA_HOPPER_USER_WARPS 4  /* of a block, for FLAT units */
+#define RELAYI_CUDA_HOPPER_ALONE_WARPS 8 /* the same where there are no others */
 #define RELAYI_CUDA_MAX_PARTS 48      /* of a fusion, likewise */
 #define RELAYI_CUDA_PAGE 16           /* page sizes are multiples of it, and so are cuts */
 #define RELAYI_CUDA_ALIGNMENT 16      /* bytes: of K/V bases and strides */
@@ -133,6 +135,7 @@ typedef struct relayi_cuda_attend {
     int32_t max_work;                /* units * kv heads, at most */
     int32_t split_merge;             /* 1: eight warps merge a (row, head) */
     relayi_cuda_kernel kernel;
+    int32_t alone;                   /* HOPPER: the list has no TALL or WIDE unit, nor will it have one in a graph */
     int64_t num_blocks;              /* of the pools */
     int32_t num_contiguous;
     relayi_cuda_params params;

@@ -22,6 +22,7 @@ static const float token_cost[RELAYI_CUDA_NUM_SHAPES] = {1.0f, 1.6f, 3.0f};
 #define MIN_SAVING_HOPPER 64000 /* of all prompts together: bench/fit_cuda.py */
 #define MIN_SAVING_LONG 57000   /* the same with a prompt of so many tokens, which plain attention has to cut up */
 #define LONG_PROMPT 4096
+#define MIN_PLAIN_HOPPER 100000 /* tokens of plain attention that pay for the Hopper kernel's start */
 #define EXTRA_STATES_PER_SLOT 256 /* states that cutting may add */
 
 typedef struct builder {
@@ -378,7 +379,9 @@ static void chop(const builder *b, relayi_cuda_cut *cut, int64_t steps, int64_t 
 static void choose_hopper_chunks(builder *b) {
     int64_t budget = (int64_t)b->cuda->work_slots * EXTRA_STATES_PER_SLOT, blocks = b->cuda->work_slots / 2;
     relayi_cuda_load tall = weigh_cuts(b, true), flat = weigh_cuts(b, false);
-    int64_t tiles = relayi_cuda_spread(&tall, true, blocks), pages = relayi_cuda_spread(&flat, false, 4 * blocks);
+    if (!b->cuda->bounded) b->cuda->alone = tall.cuts == 0;
+    int64_t warps = b->cuda->alone ? RELAYI_CUDA_HOPPER_ALONE_WARPS : RELAYI_CUDA_HOPPER_USER_WARPS;
+    int64_t tiles = relayi_cuda_spread(&tall, true, blocks), pages = relayi_cuda_spread(&flat, false, warps * blocks);
     for (int32_t i = 0; i < b->num_cuts; i++)
         chop(b, &b->cuts[i], b->cuts[i].shape == RELAYI_CUDA_FLAT ? pages : tiles, &budget);
 }
@@ -715,19 +718,29 @@ static bool few_rows(const builder *b) {
     return true;
 }
 
-/* Plain attention, and little that is shared, are faster on the general kernel: its blocks have twice the warps. */
-static bool relays(const builder *b) {
+/* What requests read by themselves, in tokens of one kv head, all of it if nothing is relayed. */
+static int64_t plain_tokens(const builder *b) {
+    int64_t tokens = 0;
+    for (int32_t p = 0; p < b->content->num_requests; p++)
+        tokens += relayi_path_end(b->content, p) + b->content->own[b->content->order[p]].length;
+    return tokens * b->plan->attention.num_kv_heads;
+}
+
+/* Little that is shared, and short plain attention, are faster on the general kernel, which starts sooner. */
+static bool hopper_pays(const builder *b) {
     relay_strategy strategy = b->plan->options.strategy;
-    if (strategy == RELAY_STRATEGY_PLAIN) return false;
-    return b->cuda->bounded || strategy == RELAY_STRATEGY_RELAY || b->shares_much;
+    if (strategy == RELAY_STRATEGY_RELAY || (strategy != RELAY_STRATEGY_PLAIN && (b->cuda->bounded || b->shares_much))) return true;
+    return !(strategy != RELAY_STRATEGY_PLAIN && b->shares) && plain_tokens(b) >= MIN_PLAIN_HOPPER;
 }
 
 static relay_status choose_kernel(builder *b) {
     relayi_cuda_plan *cuda = b->cuda;
     bool spans_fit = b->plan->max_contiguous <= RELAYI_CUDA_HOPPER_CONTIGUOUS;
-    if (!cuda->bounded || !cuda->built)
-        cuda->kernel = hopper_computes(b->plan) && few_rows(b) && spans_fit && relays(b) ? RELAYI_CUDA_HOPPER
-                                                                                         : RELAYI_CUDA_GENERAL;
+    if (!cuda->bounded || !cuda->built) {
+        bool hopper = hopper_computes(b->plan) && few_rows(b) && spans_fit && hopper_pays(b);
+        cuda->kernel = hopper ? RELAYI_CUDA_HOPPER : RELAYI_CUDA_GENERAL;
+        cuda->alone = hopper && b->plan->options.strategy == RELAY_STRATEGY_PLAIN;
+    }
     if (cuda->kernel == RELAYI_CUDA_HOPPER && !spans_fit)
         return relayi_fail(b->plan->device, RELAY_UNSUPPORTED,
                            "relay_plan_build: tensor_index %d; a plan with bounds that was built for up to %d contiguous "

@@ -43,6 +43,7 @@ typedef struct relayi_cuda_step {
 typedef struct relayi_cuda_plan {
     bool bounded; /* sizes are those of the options' bounds, whatever the batch */
     relayi_cuda_kernel kernel;       /* that the list is made for */
+    bool alone;                      /* HOPPER: no unit is TALL or WIDE, nor will be as long as the kernel is kept */
     bool built;                      /* once: a bounded plan keeps its kernel, since a graph does */
     int32_t work_slots;              /* blocks that the device runs at once */
     void *list;                      /* pinned */

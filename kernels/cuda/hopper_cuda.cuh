@@ -9,8 +9,8 @@
 #include "hopper_user.cuh"
 
 /* By the block's first warp. */
-template <int D> DEVICE void prepare_block(const hopper_params &p, const hopper_block<D> &b) {
-    using S = hopper_sizes<D>;
+template <int D, bool ALONE> DEVICE void prepare_block(const hopper_params &p, const hopper_block<D, ALONE> &b) {
+    using S = hopper_sizes<D, ALONE>;
     constexpr int user_first = 2 * S::slots + 2 * HOPPER_UNIT_QUEUE;
     int lane = threadIdx.x;
     for (int i = lane; i < S::num_barriers; i += 32) {
@@ -21,16 +21,17 @@ template <int D> DEVICE void prepare_block(const hopper_params &p, const hopper_
     barriers_ready();
     if (lane < 2) prefetch_map(&p.pool[lane]);
     __syncwarp();
-    pass(HOPPER_READY + HOPPER_USERS, HOPPER_USER_WARPS * 32 + 32);
-    pass(HOPPER_READY + HOPPER_PRODUCER, 32 + 32);
-    pass(HOPPER_READY + HOPPER_FEEDERS, HOPPER_USER_WARPS * 16 + 32);
+    pass(HOPPER_READY + HOPPER_USERS, S::user_warps * 32 + 32);
+    if (!ALONE) pass(HOPPER_READY + HOPPER_PRODUCER, 32 + 32);
+    pass(HOPPER_READY + HOPPER_FEEDERS, S::feeders * 32 + 32);
 }
 
 template <typename T, int D>
-__global__ void __launch_bounds__(HOPPER_THREADS, 1) attend_hopper(const __grid_constant__ hopper_params p) {
+__global__ void __launch_bounds__(hopper_roles<false>::threads, 1) attend_hopper(const __grid_constant__ hopper_params p) {
+    using R = hopper_roles<false>;
     extern __shared__ __align__(1024) char hopper_shared[];
     hopper_block<D> b(hopper_shared);
-    if (threadIdx.x < 32) prepare_block<D>(p, b);
+    if (threadIdx.x < 32) prepare_block(p, b);
     if (!p.inside) start_dependents();
     int group = threadIdx.x / 128;
     if (group < HOPPER_CONSUMERS) {
@@ -42,17 +43,31 @@ __global__ void __launch_bounds__(HOPPER_THREADS, 1) attend_hopper(const __grid_
         attend_users<T, D>(p, b, threadIdx.x % 128 / 32);
     } else {
         registers_fewer<48>();
-        int warp = threadIdx.x % 128 / 32;
-        if (warp == 0) {
+        int warp = threadIdx.x / 32;
+        if (warp == R::producer) {
             produce<D>(p, b);
-        } else if (warp < 3) {
+        } else if (warp < R::first_feeder + R::feeders) {
             feed_users<D>(p, b);
         } else if (p.inside) {
             touch_rows(p);
         }
         return;
     }
-    if (p.inside) finish<D>(p, b);
+    if (p.inside) finish<D>(p, hopper_shared);
+}
+
+/* For a list without prompts. */
+template <typename T, int D>
+__global__ void __launch_bounds__(hopper_roles<true>::threads, 1) attend_alone(const __grid_constant__ hopper_params p) {
+    using R = hopper_roles<true>;
+    extern __shared__ __align__(1024) char hopper_shared[];
+    hopper_block<D, true> b(hopper_shared);
+    if (threadIdx.x < 32) prepare_block(p, b);
+    if (!p.inside) start_dependents();
+    int warp = threadIdx.x / 32;
+    if (warp < R::user_warps) attend_users<T, D>(p, b, warp);
+    else feed_users<D>(p, b);
+    if (p.inside) finish<D>(p, hopper_shared);
 }
 
 /* ---- tensor maps ------------------------------------------------------------- */
@@ -124,27 +139,28 @@ template <int D> static cudaError_t make_maps(const relayi_cuda_attend *call, ho
 
 template <typename T, int D>
 static cudaError_t launch_hopper(const relayi_cuda_attend *call, int multiprocessors, cudaStream_t stream) {
-    constexpr int bytes = hopper_sizes<D>::bytes;
+    const bool alone = call->alone != 0;
+    const int bytes = alone ? hopper_sizes<D, true>::bytes : hopper_sizes<D>::bytes;
+    const auto kernel = alone ? attend_alone<T, D> : attend_hopper<T, D>;
     hopper_params p = {};
     static_cast<relayi_cuda_params &>(p) = call->params;
-    p.flat_slots = multiprocessors * HOPPER_USER_WARPS;
+    p.flat_slots = multiprocessors * (alone ? hopper_roles<true>::user_warps : hopper_roles<false>::user_warps);
     p.inside = relayi_cuda_merges_inside(call);
     p.output_f16 = call->output_dtype == RELAY_F16;
     cudaError_t error = make_maps<D>(call, &p);
-    if (error == cudaSuccess)
-        error = cudaFuncSetAttribute(attend_hopper<T, D>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+    if (error == cudaSuccess) error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
     if (error != cudaSuccess) return error;
     cudaLaunchAttribute together = {}; /* blocks wait for each other: all run at once, or none */
     together.id = cudaLaunchAttributeCooperative;
     together.val.cooperative = 1;
     cudaLaunchConfig_t config = {};
     config.gridDim = static_cast<unsigned>(multiprocessors);
-    config.blockDim = HOPPER_THREADS;
-    config.dynamicSmemBytes = bytes;
+    config.blockDim = static_cast<unsigned>(alone ? hopper_roles<true>::threads : hopper_roles<false>::threads);
+    config.dynamicSmemBytes = static_cast<size_t>(bytes);
     config.stream = stream;
     config.attrs = &together;
     config.numAttrs = p.inside ? 1 : 0;
-    return cudaLaunchKernelEx(&config, attend_hopper<T, D>, p);
+    return cudaLaunchKernelEx(&config, kernel, p);
 }
 
 #define RELAY_CUDA_HOPPER(D)                                                                                        \

@@ -6,6 +6,11 @@
  *     warps 13, 14     half a warp each fills a user warp's ring
  *     warp 15          brings what the merge reads of the list near
  *
+ * Where nothing is shared between more than 8 stacked rows (ALONE), three warpgroups with deeper rings:
+ *
+ *     warps 0-7        user part
+ *     warps 8-11       half a warp each fills a user warp's ring
+ *
  * K and V lie in shared memory in blocks of 8 tokens x 64 dims (1024 bytes, 128-byte swizzle), the
  * blocks of one group of 8 tokens side by side: what one copy of a page leaves there is what wgmma,
  * ldmatrix and a second page can continue. */
@@ -16,12 +21,8 @@
 #include "kernels_cuda.h"
 
 enum {
-    HOPPER_THREADS = 512,
     HOPPER_CONSUMERS = 2,      /* warpgroups */
     HOPPER_TILE = RELAYI_CUDA_HOPPER_TILE,
-    HOPPER_USER_WARPS = 4,
-    HOPPER_FIRST_USER = 8,     /* warps */
-    HOPPER_FIRST_FEEDER = 13,
     HOPPER_UNIT_QUEUE = 2
 };
 
@@ -34,32 +35,42 @@ struct hopper_params : relayi_cuda_params {
     CUtensorMap spans[RELAYI_CUDA_HOPPER_CONTIGUOUS][2];
 };
 
-template <int D> struct hopper_sizes {
+/* Which warp does what. */
+template <bool ALONE> struct hopper_roles {
+    static constexpr int threads = ALONE ? 384 : 512;
+    static constexpr int first_user = ALONE ? 0 : 8;
+    static constexpr int user_warps = ALONE ? RELAYI_CUDA_HOPPER_ALONE_WARPS : RELAYI_CUDA_HOPPER_USER_WARPS;
+    static constexpr int producer = 12; /* no warp of a block that is ALONE */
+    static constexpr int first_feeder = ALONE ? 8 : 13, feeders = user_warps / 2;
+};
+
+template <int D, bool ALONE = false> struct hopper_sizes : hopper_roles<ALONE> {
+    using roles = hopper_roles<ALONE>;
     static constexpr int halves = D / 64;                  /* blocks of 64 dims */
     static constexpr int group = halves * 1024;            /* bytes of 8 tokens */
     static constexpr int page = 2 * group;
     static constexpr int slot = HOPPER_TILE / 8 * group;   /* K or V of a tile */
-    static constexpr int slots = D == 128 ? 5 : 8;
+    static constexpr int slots = ALONE ? 0 : D == 128 ? 5 : 8;
     static constexpr int query = 64 * D * 2;               /* of one consumer */
-    static constexpr int user_stages = D == 128 ? 2 : 6;
-    static constexpr int user_units = D == 128 ? 4 : 8;    /* being computed or fetched; stages + 1 at least */
+    static constexpr int user_stages = D == 64 ? 6 : ALONE ? 3 : 2;
+    static constexpr int user_units = user_stages <= 2 ? 4 : 8; /* being computed or fetched; stages + 2 at least */
     static constexpr int user_ring = user_stages * 2 * page; /* of one warp */
     static constexpr int ring_at = 0, query_at = slots * slot;
-    static constexpr int user_at = query_at + HOPPER_CONSUMERS * query;
-    static constexpr int barriers_at = user_at + HOPPER_USER_WARPS * user_ring;
-    static constexpr int num_barriers = 2 * slots + 2 * HOPPER_UNIT_QUEUE + 2 * HOPPER_USER_WARPS * user_stages;
+    static constexpr int user_at = query_at + (ALONE ? 0 : HOPPER_CONSUMERS * query);
+    static constexpr int barriers_at = user_at + roles::user_warps * user_ring + (ALONE ? 9216 : 0); /* room to merge */
+    static constexpr int num_barriers = 2 * slots + 2 * HOPPER_UNIT_QUEUE + 2 * roles::user_warps * user_stages;
     static constexpr int units_at = barriers_at + (num_barriers * 8 + 63) / 64 * 64;
     static constexpr int stats_at = units_at + HOPPER_UNIT_QUEUE * 128;
     static constexpr int tags_at = stats_at + HOPPER_CONSUMERS * 32 * 16;
     static constexpr int user_units_at = tags_at + 64;
-    static constexpr int user_pages_at = user_units_at + HOPPER_USER_WARPS * user_units * 64;
-    static constexpr int bytes = user_pages_at + HOPPER_USER_WARPS * user_stages * 16;
+    static constexpr int user_pages_at = user_units_at + roles::user_warps * user_units * 64;
+    static constexpr int bytes = user_pages_at + roles::user_warps * user_stages * 16;
     static_assert(bytes <= 227 * 1024, "a block's shared memory");
 };
 
 /* Addresses of what the roles share. */
-template <int D> struct hopper_block {
-    using S = hopper_sizes<D>;
+template <int D, bool ALONE = false> struct hopper_block {
+    using S = hopper_sizes<D, ALONE>;
     char *memory;
     uint32_t at; /* of memory */
 
@@ -78,7 +89,7 @@ template <int D> struct hopper_block {
         return barrier(2 * S::slots + 2 * HOPPER_UNIT_QUEUE + warp * S::user_stages + stage);
     }
     DEVICE uint32_t user_empty(int warp, int stage) const {
-        return barrier(2 * S::slots + 2 * HOPPER_UNIT_QUEUE + (HOPPER_USER_WARPS + warp) * S::user_stages + stage);
+        return barrier(2 * S::slots + 2 * HOPPER_UNIT_QUEUE + (S::user_warps + warp) * S::user_stages + stage);
     }
 };
 
@@ -124,9 +135,9 @@ DEVICE void await_ready(int role, int threads) { meet(HOPPER_READY + role, threa
 struct first_unit {
     uint32_t work, word;
 
-    DEVICE explicit first_unit(const hopper_params &p) {
-        int lane = threadIdx.x % 32, user = static_cast<int>(threadIdx.x) / 32 - HOPPER_FIRST_USER;
-        bool users = user < HOPPER_USER_WARPS;
+    template <bool ALONE> DEVICE first_unit(const hopper_params &p, hopper_roles<ALONE>) {
+        int lane = threadIdx.x % 32, user = static_cast<int>(threadIdx.x) / 32 - hopper_roles<ALONE>::first_user;
+        bool users = user < hopper_roles<ALONE>::user_warps;
         work = blockIdx.x + (users ? gridDim.x * static_cast<uint32_t>(user) : 0);
         word = 0;
         if (lane >= 16 || !in_room(p, work)) return;

@@ -11,7 +11,8 @@ enum { MERGE_GROUPS = 3, MERGE_BATCH = 16 }; /* warpgroups of a block that merge
 template <int D> struct hopper_merge_sizes {
     static constexpr int batch = MERGE_BATCH * D; /* floats */
     static constexpr int join_at = MERGE_GROUPS * 4 * 2 * batch;
-    static_assert((join_at + MERGE_GROUPS * 4 * 32 * (D / 32 + 2)) * 4 <= hopper_sizes<D>::barriers_at, "room to merge");
+    static constexpr int end = (join_at + MERGE_GROUPS * 4 * 32 * (D / 32 + 2)) * 4;
+    static_assert(end <= hopper_sizes<D>::barriers_at && end <= hopper_sizes<D, true>::barriers_at, "room to merge");
 };
 
 /* All blocks' states are written and can be read.  Called by MERGE_GROUPS * 128 threads of every block. */
@@ -191,10 +192,10 @@ template <int D> DEVICE void store_merged(const hopper_params &p, int source, in
 }
 
 /* `warps` warps have each merged a share of a row's parts: makes it one, in the first of them. */
-template <int D> DEVICE void join_warps(const hopper_block<D> &b, int part, int warps, merged<D> &m) {
+template <int D> DEVICE void join_warps(char *memory, int part, int warps, merged<D> &m) {
     constexpr int width = D / 32 + 2;
     int lane = threadIdx.x % 32, group = warps == 4 ? threadIdx.x / 128 : 0;
-    float *shared = reinterpret_cast<float *>(b.memory) + hopper_merge_sizes<D>::join_at + group * 4 * 32 * width;
+    float *shared = reinterpret_cast<float *>(memory) + hopper_merge_sizes<D>::join_at + group * 4 * 32 * width;
     float *mine = shared + (part * 32 + lane) * width;
 #pragma unroll
     for (int d = 0; d < D / 32; d++) mine[d] = m.o[d];
@@ -217,10 +218,10 @@ template <int D> DEVICE void join_warps(const hopper_block<D> &b, int part, int 
 
 /* A batch is added while the next one travels, and the one after that is looked for. */
 template <int D>
-DEVICE void merge_rows(const hopper_params &p, const hopper_block<D> &b, merge_walk<D> &walk, merge_batch ahead) {
+DEVICE void merge_rows(const hopper_params &p, char *shared, merge_walk<D> &walk, merge_batch ahead) {
     using S = hopper_merge_sizes<D>;
     const int part = walk.share.part, stride = walk.share.stride;
-    float *memory = reinterpret_cast<float *>(b.memory) + threadIdx.x / 32 * 2 * S::batch;
+    float *memory = reinterpret_cast<float *>(shared) + threadIdx.x / 32 * 2 * S::batch;
     merged<D> m;
     m.clear();
     merge_batch now = {};
@@ -236,7 +237,7 @@ DEVICE void merge_rows(const hopper_params &p, const hopper_block<D> &b, merge_w
             merge_parts<D>(now, memory + (i + 1) % 2 * S::batch, m);
             __syncwarp();
             if (now.last) {
-                if (stride > 1) join_warps<D>(b, part, stride, m);
+                if (stride > 1) join_warps<D>(shared, part, stride, m);
                 if (part == 0) store_merged<D>(p, now.source, now.pair % p.heads, m);
                 m.clear();
             }
@@ -246,11 +247,11 @@ DEVICE void merge_rows(const hopper_params &p, const hopper_block<D> &b, merge_w
 }
 
 /* What the list says is read before the blocks meet: the meeting empties the first-level cache. */
-template <int D> DEVICE void finish(const hopper_params &p, const hopper_block<D> &b) {
+template <int D> DEVICE void finish(const hopper_params &p, char *shared) {
     merge_walk<D> walk(p, threadIdx.x / 32);
     merge_batch first = walk.find();
     meet_blocks(p);
-    merge_rows<D>(p, b, walk, first);
+    merge_rows<D>(p, shared, walk, first);
 }
 
 #endif

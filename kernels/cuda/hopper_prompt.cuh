@@ -95,7 +95,7 @@ template <int D> DEVICE void produce(const hopper_params &p, const hopper_block<
     int lane = threadIdx.x % 32;
     relayi_cuda_header *header = static_cast<relayi_cuda_header *>(p.list);
     const uint32_t *words = section_of<uint32_t>(p, p.units);
-    const first_unit first(p);
+    const first_unit first(p, hopper_roles<false>());
     uint32_t work = first.work, word = first.word, total = tall_total(p);
     await_ready(HOPPER_PRODUCER, 32);
     uint64_t policy = read_again_policy();

@@ -14,21 +14,22 @@ struct user_page {
 enum { USER_PAGE_FULL = 1, USER_PAGE_LAST = 2, USER_PAGE_MORE = 4 };
 static_assert(sizeof(user_page) == 16, "one store");
 /* The units of a user warp, in shared memory: `shape` is the kv head. */
-template <int D> DEVICE relayi_cuda_unit *user_unit(const hopper_block<D> &b, int warp, int number) {
-    using S = hopper_sizes<D>;
+template <int D, bool ALONE> DEVICE relayi_cuda_unit *user_unit(const hopper_block<D, ALONE> &b, int warp, int number) {
+    using S = hopper_sizes<D, ALONE>;
     return reinterpret_cast<relayi_cuda_unit *>(b.memory + S::user_units_at) + warp * S::user_units + number % S::user_units;
 }
-template <int D> DEVICE user_page *user_pages(const hopper_block<D> &b, int warp) {
-    return reinterpret_cast<user_page *>(b.memory + hopper_sizes<D>::user_pages_at) + warp * hopper_sizes<D>::user_stages;
+template <int D, bool ALONE> DEVICE user_page *user_pages(const hopper_block<D, ALONE> &b, int warp) {
+    using S = hopper_sizes<D, ALONE>;
+    return reinterpret_cast<user_page *>(b.memory + S::user_pages_at) + warp * S::user_stages;
 }
 
 /* What fills the ring of one user warp: half a warp, one lane of which gives the orders.  The lanes hold the places
  * of 16 pages, so that a page is sent without a look-up.  Both halves run through send() together where both can. */
-template <int D> struct user_feed {
-    using S = hopper_sizes<D>;
+template <int D, bool ALONE> struct user_feed {
+    using S = hopper_sizes<D, ALONE>;
     static constexpr int lanes = 16;
     const hopper_params &p;
-    const hopper_block<D> &b;
+    const hopper_block<D, ALONE> &b;
     int stage, entered; /* entered: units so far */
     uint32_t phase, total, coming;     /* coming: the work after this one */
     uint32_t asked;                    /* its number, on its way to the first lane; `known`: it is in `coming` */
@@ -38,7 +39,7 @@ template <int D> struct user_feed {
     bool known, called; /* called: the unit of `coming` is on its way */
     uint64_t policy;
 
-    DEVICE user_feed(const hopper_params &params, const hopper_block<D> &block) : p(params), b(block), stage(0), entered(0), phase(0), known(true), called(false) {
+    DEVICE user_feed(const hopper_params &params, const hopper_block<D, ALONE> &block) : p(params), b(block), stage(0), entered(0), phase(0), known(true), called(false) {
         coming = blockIdx.x + gridDim.x * static_cast<uint32_t>(warp());
         if (in_room(p, coming)) call_unit();
         total = flat_total(p);
@@ -46,7 +47,7 @@ template <int D> struct user_feed {
     }
     DEVICE static int lane() { return static_cast<int>(threadIdx.x) % lanes; }
     /* The user warp whose ring it is. */
-    DEVICE static int warp() { return static_cast<int>(threadIdx.x) / lanes - HOPPER_FIRST_FEEDER * 2; }
+    DEVICE static int warp() { return static_cast<int>(threadIdx.x) / lanes - S::first_feeder * 2; }
     DEVICE static uint32_t half() { return 0xFFFFu << (threadIdx.x & 16); }
 
     /* Starts the copy of the unit of `coming` into its place; `shape` becomes the kv head there. */
@@ -127,9 +128,9 @@ template <int D> struct user_feed {
     }
 };
 
-template <int D> DEVICE void feed_users(const hopper_params &p, const hopper_block<D> &b) {
-    user_feed<D> feed(p, b);
-    await_ready(HOPPER_FEEDERS, HOPPER_USER_WARPS * 16);
+template <int D, bool ALONE> DEVICE void feed_users(const hopper_params &p, const hopper_block<D, ALONE> &b) {
+    user_feed<D, ALONE> feed(p, b);
+    await_ready(HOPPER_FEEDERS, hopper_roles<ALONE>::feeders * 32);
     bool more = feed.coming < feed.total;
     if (more) feed.enter();
     __syncwarp();
@@ -353,15 +354,16 @@ template <int D> DEVICE void store_user(const relayi_cuda_params &p, const user_
     }
 }
 
-template <typename T, int D> DEVICE void attend_users(const hopper_params &p, const hopper_block<D> &b, int warp) {
-    using S = hopper_sizes<D>;
-    const first_unit first(p);
+template <typename T, int D, bool ALONE>
+DEVICE void attend_users(const hopper_params &p, const hopper_block<D, ALONE> &b, int warp) {
+    using S = hopper_sizes<D, ALONE>;
+    const first_unit first(p, hopper_roles<ALONE>());
     const user_lane<D> lane;
     user_query<D> query;
     user_state<D> state;
     int stage = 0, done = 0;
     uint32_t phase = 0;
-    await_ready(HOPPER_USERS, HOPPER_USER_WARPS * 32);
+    await_ready(HOPPER_USERS, S::user_warps * 32);
     if (first.work >= flat_total(p)) return;
     const relayi_cuda_unit of = first.unit(); /* its rows, without waiting for its pages */
     load_user_query<D>(p, of, first.work % p.kv_heads, query);
