@@ -37,6 +37,7 @@ extern "C" {
 #define RELAYI_CUDA_MAX_PARTS 48      /* of a fusion, likewise */
 #define RELAYI_CUDA_PAGE 16           /* page sizes are multiples of it, and so are cuts */
 #define RELAYI_CUDA_ALIGNMENT 16      /* bytes: of K/V bases and strides */
+#define RELAYI_CUDA_STATE_STATS 8     /* bytes a state has room for beside its output */
 
 /* How a unit's rows are laid over a block's four warps. */
 typedef enum relayi_cuda_shape {
@@ -109,7 +110,8 @@ typedef struct relayi_cuda_params {
     uint32_t units, pieces, rows, runs, ids;   /* byte offsets from `list` */
     int32_t unit_room;                         /* units that the list has room for */
     int32_t heads, kv_heads, group, head_dim, block_size;
-    float *acc, *lse;                          /* partial states: [states][head_dim], [states] */
+    float *acc, *lse;                          /* partial states: [states][head_dim], [states]; HOPPER keeps f16 in
+                                                  the same room, kernels/cuda/hopper_state.cuh */
     const void *query;
     int64_t query_row, query_head;
     void *output;

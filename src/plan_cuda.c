@@ -811,7 +811,7 @@ relayi_cuda_workspace relayi_cuda_plan_workspace(const relay_plan *plan) {
     size_t states = (size_t)cuda->sizes.states, dim = (size_t)plan->attention.head_dim;
     map.acc = (cuda->list_bytes + 255) / 256 * 256;
     map.lse = map.acc + states * dim * sizeof(float);
-    map.bytes = (map.lse + states * sizeof(float) + 255) / 256 * 256;
+    map.bytes = (map.lse + states * RELAYI_CUDA_STATE_STATS + 255) / 256 * 256;
     return map;
 }
 

@@ -97,7 +97,7 @@ static inline int32_t relayi_ids_of(const relayi_forest_content *content, const 
     return span->block_table ? (int32_t)(span->block_table - content->ids) : 0;
 }
 
-/* The workspace: list, then partial outputs, then their lse. */
+/* The workspace: list, then partial outputs, then what lies beside each. */
 typedef struct relayi_cuda_workspace {
     size_t acc, lse, bytes;
 } relayi_cuda_workspace;

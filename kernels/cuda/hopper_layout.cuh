@@ -57,7 +57,7 @@ template <int D, bool ALONE = false> struct hopper_sizes : hopper_roles<ALONE> {
     static constexpr int user_ring = user_stages * 2 * page; /* of one warp */
     static constexpr int ring_at = 0, query_at = slots * slot;
     static constexpr int user_at = query_at + (ALONE ? 0 : HOPPER_CONSUMERS * query);
-    static constexpr int barriers_at = user_at + roles::user_warps * user_ring + (ALONE ? 9216 : 0); /* room to merge */
+    static constexpr int barriers_at = user_at + roles::user_warps * user_ring;
     static constexpr int num_barriers = 2 * slots + 2 * HOPPER_UNIT_QUEUE + 2 * roles::user_warps * user_stages;
     static constexpr int units_at = barriers_at + (num_barriers * 8 + 63) / 64 * 64;
     static constexpr int stats_at = units_at + HOPPER_UNIT_QUEUE * 128;

@@ -4,12 +4,13 @@
 #define RELAY_HOPPER_MERGE_CUH
 
 #include "hopper_layout.cuh"
+#include "hopper_state.cuh"
 
 enum { MERGE_GROUPS = 3, MERGE_BATCH = 16 }; /* warpgroups of a block that merge; parts that are copied together */
 
 /* The rings are done with: two batches of each warp, then what warps that share a row tell each other. */
 template <int D> struct hopper_merge_sizes {
-    static constexpr int batch = MERGE_BATCH * D; /* floats */
+    static constexpr int state = D / 2, batch = MERGE_BATCH * state; /* words of 4 bytes */
     static constexpr int join_at = MERGE_GROUPS * 4 * 2 * batch;
     static constexpr int end = (join_at + MERGE_GROUPS * 4 * 32 * (D / 32 + 2)) * 4;
     static_assert(end <= hopper_sizes<D>::barriers_at && end <= hopper_sizes<D, true>::barriers_at, "room to merge");
@@ -32,7 +33,7 @@ DEVICE void meet_blocks(const hopper_params &p) {
 }
 
 /* All of this runs once a launch, from instruction memory that nothing has warmed: fewer instructions count for
- * more than unrolled loops.  A row's merged state so far, in powers of two; a lane has D / 32 dims side by side. */
+ * more than unrolled loops.  A row's merged state so far, in powers of two; a lane has the D / 32 dims of its words. */
 template <int D> struct merged {
     float o[D / 32], max, sum;
 
@@ -86,17 +87,18 @@ DEVICE void touch_rows(const hopper_params &p) {
     asm volatile("" ::"r"(seen)); /* read, whatever it is */
 }
 
-/* Up to MERGE_BATCH parts of a pair; lane i knows part i. */
+/* Up to MERGE_BATCH parts of a pair; lane i knows part i % MERGE_BATCH. */
 struct merge_batch {
     int pair, source, count; /* pair -1: none; count: of parts */
     bool last;               /* of its pair */
     int64_t state;           /* the lane's part; -1: it has none */
     float power;             /* its lse as a power of two; -infinity: no part */
+    float scale;             /* of those of its dims that the lane adds up */
 };
 
 /* Where a warp's work stands. */
 template <int D> struct merge_walk {
-    static constexpr int lanes = D / 4, together = 32 / lanes; /* 16 bytes a lane: lanes of a part, parts at once */
+    static constexpr int lanes = D / 8, together = 32 / lanes; /* 16 bytes a lane: lanes of a part, parts at once */
     const hopper_params &p;
     merge_share share;
     int next; /* part of share.pair that lane 0 takes */
@@ -105,19 +107,19 @@ template <int D> struct merge_walk {
 
     /* The next batch: where its parts lie. */
     DEVICE merge_batch find() {
-        merge_batch batch = {-1, 0, 0, true, -1, -CUDART_INF_F};
+        merge_batch batch = {-1, 0, 0, true, -1, -CUDART_INF_F, 0.0f};
         if (share.pair >= share.end) return batch;
         int row = share.pair / p.heads, head = share.pair - row * p.heads, kv_head = head / p.group, parts = 0;
         const relayi_cuda_row of = section_of<relayi_cuda_row>(p, p.rows)[row];
         const relayi_cuda_run *runs = section_of<relayi_cuda_run>(p, p.runs) + of.first_run;
-        int lane = static_cast<int>(threadIdx.x % 32), mine = next + lane * share.stride;
+        int lane = static_cast<int>(threadIdx.x % 32), mine = next + lane % MERGE_BATCH * share.stride;
 #pragma unroll 1
         for (int i = 0; i < of.num_runs; i++) {
             const relayi_cuda_run run = runs[i];
             int64_t rows = static_cast<int64_t>(run.rows) * p.group;
             int chunk = mine - parts;
             parts += run.chunks;
-            if (lane >= MERGE_BATCH || chunk < 0 || chunk >= run.chunks) continue;
+            if (chunk < 0 || chunk >= run.chunks) continue;
             batch.state = run.base + (static_cast<int64_t>(chunk) * p.kv_heads + kv_head) * rows +
                           static_cast<int64_t>(row - run.row_begin) * p.group + head - kv_head * p.group;
         }
@@ -134,37 +136,41 @@ template <int D> struct merge_walk {
         return batch;
     }
     /* Starts the copies of a batch's parts into `to`. */
-    DEVICE void fetch(merge_batch &batch, float *to) const {
+    DEVICE void fetch(merge_batch &batch, uint32_t *to) const {
         int lane = threadIdx.x % 32;
-        if (batch.state >= 0) batch.power = __ldcg(p.lse + batch.state) * LOG2E;
+        if (batch.state >= 0) {
+            state_stats stats = read_stats(p, batch.state, true);
+            batch.power = stats.lse * LOG2E;
+            batch.scale = stats.scale(lane / 16);
+        }
 #pragma unroll 2
         for (int i = 0; i < batch.count; i += together) {
             int part = i + lane / lanes;
             int64_t from = __shfl_sync(0xFFFFFFFF, batch.state, part % 32);
             if (part < batch.count)
-                copy16(shared_address(to + part * D + lane % lanes * 4), p.acc + from * D + lane % lanes * 4, true);
+                copy16(shared_address(to + part * (D / 2) + lane % lanes * 4), state_chunks<D>(p, from) + lane % lanes, true);
         }
         copies_commit();
     }
 };
 
 /* Adds a batch that has arrived. */
-template <int D> DEVICE void merge_parts(const merge_batch &batch, const float *parts, merged<D> &m) {
+template <int D> DEVICE void merge_parts(const merge_batch &batch, const uint32_t *parts, merged<D> &m) {
+    static_assert(MERGE_BATCH == 16, "the lanes of a half of the dims know all parts");
+    int lane = threadIdx.x % 32;
     float top = batch.power;
 #pragma unroll
-    for (int by = 16; by > 0; by /= 2) top = fmaxf(top, __shfl_xor_sync(0xFFFFFFFF, top, by));
+    for (int by = 8; by > 0; by /= 2) top = fmaxf(top, __shfl_xor_sync(0xFFFFFFFF, top, by));
     m.raise(top);
-    float weight = static_cast<int>(threadIdx.x % 32) < batch.count ? m.weight(batch.power) : 0.0f, sum = weight;
+    float weight = lane % MERGE_BATCH < batch.count ? m.weight(batch.power) : 0.0f, sum = weight;
 #pragma unroll
-    for (int by = 16; by > 0; by /= 2) sum += __shfl_xor_sync(0xFFFFFFFF, sum, by);
+    for (int by = 8; by > 0; by /= 2) sum += __shfl_xor_sync(0xFFFFFFFF, sum, by);
     m.sum += sum;
-    const float *mine = parts + threadIdx.x % 32 * (D / 32);
+    weight = scaled_weight(weight, batch.scale);
+    const uint32_t *mine = parts + lane * (D / 64);
 #pragma unroll 4
-    for (int i = 0; i < batch.count; i++) {
-        float by = __shfl_sync(0xFFFFFFFF, weight, i);
-#pragma unroll
-        for (int d = 0; d < D / 32; d++) m.o[d] += by * mine[i * D + d];
-    }
+    for (int i = 0; i < batch.count; i++)
+        add_words<D / 64>(m.o, __shfl_sync(0xFFFFFFFF, weight, i + (lane & 16)), mine + i * (D / 2));
 }
 
 template <int D> DEVICE void store_merged(const hopper_params &p, int source, int head, merged<D> &m) {
@@ -175,16 +181,17 @@ template <int D> DEVICE void store_merged(const hopper_params &p, int source, in
         m.sum += m.weight(sink);
     }
     float inverse = m.sum == 0.0f ? 0.0f : __fdividef(1.0f, m.sum);
-    uint16_t *to = static_cast<uint16_t *>(p.output) + source * p.output_row + head * p.output_head + lane * (D / 32);
+    uint16_t *to = static_cast<uint16_t *>(p.output) + source * p.output_row + head * p.output_head;
 #pragma unroll
     for (int d = 0; d < D / 32; d += 2) {
         float low = m.o[d] * inverse, high = m.o[d + 1] * inverse;
         uint32_t two = p.output_f16 ? half_ops<__half>::pack(low, high) : half_ops<__nv_bfloat16>::pack(low, high);
+        int dim = state_dim(lane * (D / 64) + d / 2);
         if (p.output_aligned) {
-            *reinterpret_cast<uint32_t *>(to + d) = two;
+            *reinterpret_cast<uint32_t *>(to + dim) = two;
         } else {
-            to[d] = static_cast<uint16_t>(two);
-            to[d + 1] = static_cast<uint16_t>(two >> 16);
+            to[dim] = static_cast<uint16_t>(two);
+            to[dim + 1] = static_cast<uint16_t>(two >> 16);
         }
     }
     if (p.output_lse && lane == 0)
@@ -221,7 +228,7 @@ template <int D>
 DEVICE void merge_rows(const hopper_params &p, char *shared, merge_walk<D> &walk, merge_batch ahead) {
     using S = hopper_merge_sizes<D>;
     const int part = walk.share.part, stride = walk.share.stride;
-    float *memory = reinterpret_cast<float *>(shared) + threadIdx.x / 32 * 2 * S::batch;
+    uint32_t *memory = reinterpret_cast<uint32_t *>(shared) + threadIdx.x / 32 * 2 * S::batch;
     merged<D> m;
     m.clear();
     merge_batch now = {};

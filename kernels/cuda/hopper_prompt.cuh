@@ -3,6 +3,7 @@
 #define RELAY_HOPPER_PROMPT_CUH
 
 #include "hopper_layout.cuh"
+#include "hopper_state.cuh"
 
 /* ---- producer ---------------------------------------------------------------- */
 
@@ -364,23 +365,7 @@ DEVICE void join_consumers(const hopper_params &p, const hopper_block<D> &b, int
     meet(3, both);
 }
 
-/* A lane of four has two dims of each 8: of two such blocks it gets four dims side by side, so that the four lanes
- * write 64 bytes.  `low`, `high`: the lane's dims of the first and the second block. */
-DEVICE float4 side_by_side(float2 low, float2 high) {
-    int lane = threadIdx.x % 4;
-    bool upper = lane >= 2, odd = lane % 2;
-    float2 give = upper ? low : high, keep = upper ? high : low, got;
-    got.x = __shfl_xor_sync(0xFFFFFFFF, give.x, 2);
-    got.y = __shfl_xor_sync(0xFFFFFFFF, give.y, 2);
-    float2 first = upper ? got : keep, last = upper ? keep : got; /* of the lane's block: dims below 4, dims from 4 on */
-    give = odd ? first : last;
-    keep = odd ? last : first;
-    got.x = __shfl_xor_sync(0xFFFFFFFF, give.x, 1);
-    got.y = __shfl_xor_sync(0xFFFFFFFF, give.y, 1);
-    return odd ? make_float4(got.x, got.y, keep.x, keep.y) : make_float4(keep.x, keep.y, got.x, got.y);
-}
-
-/* `acc`: the state's dims from `dim` on. */
+/* `acc`: the state's dims from `dim` on, all of them or one half. */
 template <int D, int N>
 DEVICE void store_prompt(const hopper_params &p, const relayi_cuda_unit &unit, int kv_head, int first, int dim,
                          const prompt_state<D> &state, const float (&acc)[N]) {
@@ -389,15 +374,31 @@ DEVICE void store_prompt(const hopper_params &p, const relayi_cuda_unit &unit, i
     for (int r = 0; r < 2; r++) {
         int row = first + warp * 16 + r * 8 + lane / 4;
         int64_t to = unit.state + kv_head * static_cast<int64_t>(unit.head_states) + row;
-        float inverse = state.sum[r] == 0.0f ? 0.0f : 1.0f / state.sum[r];
-        float *at = p.acc + to * D + dim + lane % 4 * 4;
+        float largest = largest_finite<N / 2>([&](int i) { return acc[i / 2 * 4 + r * 2 + i % 2]; });
+        largest = fmaxf(largest, __shfl_xor_sync(0xFFFFFFFF, largest, 1));
+        largest = fmaxf(largest, __shfl_xor_sync(0xFFFFFFFF, largest, 2));
+        state_scale scale(largest, state.sum[r] == 0.0f ? 0.0f : 1.0f / state.sum[r]);
+        if (row >= unit.rows) continue;
+        uint4 *at = state_chunks<D>(p, to) + dim / 8 + lane % 4;
 #pragma unroll
-        for (int j = 0; j < N / 4; j += 2) {
-            const float *low = acc + j * 4 + r * 2, *high = low + 4;
-            float4 four = side_by_side(make_float2(low[0] * inverse, low[1] * inverse), make_float2(high[0] * inverse, high[1] * inverse));
-            if (row < unit.rows) *reinterpret_cast<float4 *>(at + j * 8) = four;
+        for (int j = 0; j < N / 16; j++) {
+            uint32_t words[4];
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                const float *two = acc + j * 16 + i * 4 + r * 2;
+                words[i] = half_ops<__half>::pack(two[0] * scale.by, two[1] * scale.by);
+            }
+            at[j * 4] = make_uint4(words[0], words[1], words[2], words[3]);
         }
-        if (lane % 4 == 0 && dim == 0 && row < unit.rows) p.lse[to] = lse_of(state.max[r], p.scale * LOG2E, state.sum[r]);
+        if (lane % 4 > 0) continue;
+        state_stats *stats = stats_of(p, to);
+        float lse = lse_of(state.max[r], p.scale * LOG2E, state.sum[r]);
+        if (N == D / 2) {
+            *stats = {lse, scale.both()};
+        } else {
+            if (dim == 0) stats->lse = lse;
+            store_scale(stats, dim > 0, scale.kept);
+        }
     }
 }
 

@@ -5,6 +5,7 @@
 #define RELAY_HOPPER_USER_CUH
 
 #include "hopper_layout.cuh"
+#include "hopper_state.cuh"
 
 /* What the computing side has to know of a page. */
 struct user_page {
@@ -335,22 +336,34 @@ DEVICE void add_page(uint32_t at, const user_lane<D> &lane, const float (&s)[4],
         for (int i = 0; i < 4; i++) half_ops<T>::mma(state.acc[h * 4 + i], part[h].a[i], low, high);
 }
 
+/* A lane's sums become words of two dims of one row each, and they lie as those of a prompt. */
 template <int D> DEVICE void store_user(const relayi_cuda_params &p, const user_rows &of, user_state<D> &state) {
     int lane = threadIdx.x % 32;
+    float by[2];
 #pragma unroll
     for (int e = 0; e < 2; e++) {
+        float largest = largest_finite<D / 8>([&](int i) { return state.acc[i / 2][i % 2 * 2 + e]; });
 #pragma unroll
-        for (int by = 4; by < 32; by *= 2) state.sum[e] += __shfl_xor_sync(0xFFFFFFFF, state.sum[e], by);
-        int row = lane % 4 * 2 + e;
-        if (row >= of.rows) continue;
-        int64_t to = of.state + row;
-        float inverse = state.sum[e] == 0.0f ? 0.0f : __fdividef(1.0f, state.sum[e]), *acc = p.acc + to * D + lane / 4;
-#pragma unroll
-        for (int m = 0; m < D / 16; m++) {
-            acc[m * 16] = state.acc[m][e] * inverse;
-            acc[m * 16 + 8] = state.acc[m][2 + e] * inverse;
+        for (int lanes = 4; lanes < 32; lanes *= 2) {
+            state.sum[e] += __shfl_xor_sync(0xFFFFFFFF, state.sum[e], lanes);
+            largest = fmaxf(largest, __shfl_xor_sync(0xFFFFFFFF, largest, lanes));
         }
-        if (lane < 4) p.lse[to] = lse_of(state.max[e], p.scale * LOG2E, state.sum[e]);
+        state_scale scale(largest, state.sum[e] == 0.0f ? 0.0f : __fdividef(1.0f, state.sum[e]));
+        by[e] = scale.by;
+        if (lane >= 4 || lane * 2 + e >= of.rows) continue;
+        float lse = lse_of(state.max[e], p.scale * LOG2E, state.sum[e]);
+        *stats_of(p, of.state + lane * 2 + e) = {lse, scale.both()};
+    }
+    uint4 *at = state_chunks<D>(p, of.state + lane / 4) + lane % 4;
+#pragma unroll
+    for (int j = 0; j < D / 32; j++) {
+        uint32_t words[4];
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            const float *two = state.acc[j * 2 + i / 2] + i % 2 * 2;
+            words[i] = transpose_pairs(half_ops<__half>::pack(two[0] * by[0], two[1] * by[1]));
+        }
+        if (lane / 4 < of.rows) at[j * 4] = make_uint4(words[0], words[1], words[2], words[3]);
     }
 }
 

@@ -51,6 +51,7 @@ typedef struct chk_tolerance {
     double relative; /* Frobenius, over the tensor */
     double element;  /* of one element, relative to what was summed for it */
     double rounding; /* half a unit of the output's last place, relative */
+    double size;     /* of the values, where outputs have finer numbers near 0 than other tests ask for; 0: 1 */
 } chk_tolerance;
 
 chk_tolerance chk_tolerance_for(const chk *c, relay_dtype kv, relay_dtype output);

@@ -72,7 +72,7 @@ typedef struct state {
 /* ---- laying out ---------------------------------------------------------- */
 
 static bool plain_span(const attend_case *k, int dt, int32_t index, attend_span *span) {
-    chk_recipe recipe = {k->seed, k->kind, k->dim, k->scale};
+    chk_recipe recipe = {k->seed, k->kind, k->dim, k->scale, 0};
     size_t count = (size_t)k->tokens[index] * (size_t)k->dim;
     float stored;
     span->key_plain = malloc(count * sizeof(double));
@@ -222,7 +222,7 @@ static bool make_span(const attend_case *k, int dt, int32_t index, attend_span *
 
 static bool make_world(const attend_case *k, const listed *of, attend_world *w) {
     memset(w, 0, sizeof *w);
-    chk_recipe recipe = {k->seed, k->kind, k->dim, k->scale};
+    chk_recipe recipe = {k->seed, k->kind, k->dim, k->scale, 0};
     chk_rng rng = chk_rng_at(k->seed, 60);
     if (!chk_buffer_make(&w->query, (size_t)k->rows * (size_t)k->dim * sizeof(float), 64)) return false;
     double vector[256];

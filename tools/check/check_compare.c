@@ -108,10 +108,11 @@ static void note(worst *w, double error, double limit, int64_t at) {
 
 static void compare_elements(chk *c, const chk_result *want, const chk_result *got, chk_tolerance allowed) {
     worst w = {0, 0, 0};
+    double least = smallest * (allowed.size > 0 ? allowed.size : 1);
     for (int64_t i = 0; i < want->rows * want->heads * want->dim; i++) {
         if (!isfinite(want->out[i])) continue;
         double relative = allowed.element + score_error(want->dim, want->magnitude[i / want->dim]);
-        double limit = smallest + relative * want->spread[i] + allowed.rounding * fabs(want->out[i]);
+        double limit = least + relative * want->spread[i] + allowed.rounding * fabs(want->out[i]);
         note(&w, fabs(want->out[i] - got->out[i]), limit, i);
     }
     if (w.ratio > 1)

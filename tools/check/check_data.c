@@ -194,7 +194,7 @@ void chk_key(const chk_recipe *recipe, uint64_t content, int64_t position, int32
 
 void chk_value(const chk_recipe *recipe, uint64_t content, int64_t position, int32_t head, double *to) {
     chk_rng rng = vector_rng(recipe, STREAM_VALUE, content, position, head);
-    fill(&rng, recipe->head_dim, 1, to);
+    fill(&rng, recipe->head_dim, recipe->value_size > 0 ? recipe->value_size : 1, to);
     if (strikes(recipe, STREAM_VALUE, content, position, 150)) all_nan(recipe, to);
     if (recipe->kind == CHK_INF_VALUES) strike_infinite(recipe, STREAM_VALUE, content, position, head, 30, to);
 }

@@ -54,6 +54,7 @@ typedef struct chk_recipe {
     chk_kind kind;
     int32_t head_dim;
     double scale; /* of the softmax */
+    double value_size; /* values lie between minus and plus it; 0: 1 */
 } chk_recipe;
 
 /* The vectors of token `position` of stream `content`: a function of their arguments alone, so

@@ -76,7 +76,7 @@ static int32_t num_spans(const chk_case *k) {
 static chk_recipe recipe_of(const chk_case *k) {
     double scale = k->attention.softmax_scale;
     if (scale == 0) scale = 1 / sqrt(k->attention.head_dim);
-    return (chk_recipe){k->seed, k->kind, k->attention.head_dim, scale};
+    return (chk_recipe){k->seed, k->kind, k->attention.head_dim, scale, k->value_size};
 }
 
 const char *chk_case_text(const chk_case *k, char *text, size_t size) {
@@ -93,8 +93,11 @@ const char *chk_case_text(const chk_case *k, char *text, size_t size) {
     at = snprintf(to, size, ", q/k/v/o %s/%s/%s/%s, lse %d, threads %d%s%s", forms[k->query_form],
                   forms[k->key_form], forms[k->value_form], forms[k->output_form], (int)k->lse, k->threads, k->repeatable ? ", repeatable" : "",
                   k->ordered ? ", reordered" : "");
-    snprintf(to + at, size - (size_t)at, ", cap %g, window %d, sink tokens %d%s%s", (double)a->logit_soft_cap,
-             a->sliding_window, a->num_sink_tokens, a->use_alibi ? ", alibi" : "", a->use_sinks ? ", sinks" : "");
+    to += at;
+    size -= (size_t)at;
+    at = snprintf(to, size, ", cap %g, window %d, sink tokens %d%s%s", (double)a->logit_soft_cap, a->sliding_window,
+                  a->num_sink_tokens, a->use_alibi ? ", alibi" : "", a->use_sinks ? ", sinks" : "");
+    if (k->value_size > 0) snprintf(to + at, size - (size_t)at, ", values of %g", k->value_size);
     return text;
 }
 

@@ -33,6 +33,7 @@ typedef enum chk_lse { CHK_LSE_NONE, CHK_LSE_TH, CHK_LSE_HT, CHK_LSE_PADDED, CHK
 typedef struct chk_case {
     uint64_t seed;
     chk_kind kind;
+    double value_size; /* as in chk_recipe */
     relay_attention attention;
     relay_strategy strategy;
     int32_t repeatable, threads;
