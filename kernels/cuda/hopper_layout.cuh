@@ -53,7 +53,7 @@ template <int D, bool ALONE = false> struct hopper_sizes : hopper_roles<ALONE> {
     static constexpr int slots = ALONE ? 0 : D == 128 ? 5 : 8;
     static constexpr int query = 64 * D * 2;               /* of one consumer */
     static constexpr int user_stages = D == 64 ? 6 : ALONE ? 3 : 2;
-    static constexpr int user_units = user_stages <= 2 ? 4 : 8; /* being computed or fetched; stages + 2 at least */
+    static constexpr int user_units = user_stages <= 3 ? 4 : 8; /* being computed or fetched; stages + 1 at least */
     static constexpr int user_ring = user_stages * 2 * page; /* of one warp */
     static constexpr int ring_at = 0, query_at = slots * slot;
     static constexpr int user_at = query_at + (ALONE ? 0 : HOPPER_CONSUMERS * query);
