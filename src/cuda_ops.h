@@ -53,6 +53,14 @@ typedef enum relayi_cuda_shape {
  * order of place: unit num_tall + i is entry unit_room - 1 - i.  (GENERAL's own lists: all are `tall`.) */
 typedef enum relayi_cuda_kernel { RELAYI_CUDA_GENERAL = 0, RELAYI_CUDA_HOPPER = 1 } relayi_cuda_kernel;
 
+/* What the Hopper kernel's shared memory is given to.  All but the last compute any list of HOPPER's. */
+typedef enum relayi_cuda_layout {
+    RELAYI_CUDA_FOR_PROMPTS = 0,
+    RELAYI_CUDA_FOR_BOTH = 1,
+    RELAYI_CUDA_FOR_USERS = 2,
+    RELAYI_CUDA_USERS_ALONE = 3 /* twice the warps for FLAT units; there are no others */
+} relayi_cuda_layout;
+
 typedef struct relayi_cuda_header {
     int32_t num_units, num_rows;
     int32_t num_tall; /* units at the start of their room; the others lie at its end */
@@ -137,7 +145,7 @@ typedef struct relayi_cuda_attend {
     int32_t max_work;                /* units * kv heads, at most */
     int32_t split_merge;             /* 1: eight warps merge a (row, head) */
     relayi_cuda_kernel kernel;
-    int32_t alone;                   /* HOPPER: the list has no TALL or WIDE unit, nor will it have one in a graph */
+    relayi_cuda_layout layout;       /* of HOPPER */
     int64_t num_blocks;              /* of the pools */
     int32_t num_contiguous;
     relayi_cuda_params params;

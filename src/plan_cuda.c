@@ -359,6 +359,8 @@ static relayi_cuda_load weigh_cuts(const builder *b, bool tall) {
         load.alike = load.alike && (load.cuts == 0 || steps == load.longest);
         load.longest = steps > load.longest ? steps : load.longest;
         load.total += (double)(steps * units);
+        load.distinct += (double)(steps * b->plan->attention.num_kv_heads);
+        load.low += cut->tile_rows <= 64 ? (double)(steps * units) : 0.0;
         load.states += (double)states_of(b, cut);
         load.cuts += units;
     }
@@ -376,11 +378,21 @@ static void chop(const builder *b, relayi_cuda_cut *cut, int64_t steps, int64_t 
     *budget -= (cut->chunks - 1) * states;
 }
 
+/* A plan with bounds keeps its first batch's layout, as it keeps its kernel: prompts may come later. */
+static void choose_layout(builder *b, const relayi_cuda_load *tall, const relayi_cuda_load *flat) {
+    relayi_cuda_plan *cuda = b->cuda;
+    if (cuda->bounded && cuda->laid_out) return;
+    bool alone = cuda->bounded ? b->plan->options.strategy == RELAY_STRATEGY_PLAIN : tall->cuts == 0;
+    cuda->layout = alone ? RELAYI_CUDA_USERS_ALONE : relayi_cuda_choose_layout(tall, flat, cuda->work_slots / 2);
+    cuda->laid_out = true;
+}
+
 static void choose_hopper_chunks(builder *b) {
     int64_t budget = (int64_t)b->cuda->work_slots * EXTRA_STATES_PER_SLOT, blocks = b->cuda->work_slots / 2;
     relayi_cuda_load tall = weigh_cuts(b, true), flat = weigh_cuts(b, false);
-    if (!b->cuda->bounded) b->cuda->alone = tall.cuts == 0;
-    int64_t warps = b->cuda->alone ? RELAYI_CUDA_HOPPER_ALONE_WARPS : RELAYI_CUDA_HOPPER_USER_WARPS;
+    choose_layout(b, &tall, &flat);
+    bool alone = b->cuda->layout == RELAYI_CUDA_USERS_ALONE;
+    int64_t warps = alone ? RELAYI_CUDA_HOPPER_ALONE_WARPS : RELAYI_CUDA_HOPPER_USER_WARPS;
     int64_t tiles = relayi_cuda_spread(&tall, true, blocks), pages = relayi_cuda_spread(&flat, false, warps * blocks);
     for (int32_t i = 0; i < b->num_cuts; i++)
         chop(b, &b->cuts[i], b->cuts[i].shape == RELAYI_CUDA_FLAT ? pages : tiles, &budget);
@@ -736,11 +748,9 @@ static bool hopper_pays(const builder *b) {
 static relay_status choose_kernel(builder *b) {
     relayi_cuda_plan *cuda = b->cuda;
     bool spans_fit = b->plan->max_contiguous <= RELAYI_CUDA_HOPPER_CONTIGUOUS;
-    if (!cuda->bounded || !cuda->built) {
-        bool hopper = hopper_computes(b->plan) && few_rows(b) && spans_fit && hopper_pays(b);
-        cuda->kernel = hopper ? RELAYI_CUDA_HOPPER : RELAYI_CUDA_GENERAL;
-        cuda->alone = hopper && b->plan->options.strategy == RELAY_STRATEGY_PLAIN;
-    }
+    if (!cuda->bounded || !cuda->built)
+        cuda->kernel = hopper_computes(b->plan) && few_rows(b) && spans_fit && hopper_pays(b) ? RELAYI_CUDA_HOPPER
+                                                                                              : RELAYI_CUDA_GENERAL;
     if (cuda->kernel == RELAYI_CUDA_HOPPER && !spans_fit)
         return relayi_fail(b->plan->device, RELAY_UNSUPPORTED,
                            "relay_plan_build: tensor_index %d; a plan with bounds that was built for up to %d contiguous "

@@ -43,7 +43,8 @@ typedef struct relayi_cuda_step {
 typedef struct relayi_cuda_plan {
     bool bounded; /* sizes are those of the options' bounds, whatever the batch */
     relayi_cuda_kernel kernel;       /* that the list is made for */
-    bool alone;                      /* HOPPER: no unit is TALL or WIDE, nor will be as long as the kernel is kept */
+    relayi_cuda_layout layout;       /* of HOPPER */
+    bool laid_out;                   /* once, as `built` */
     bool built;                      /* once: a bounded plan keeps its kernel, since a graph does */
     int32_t work_slots;              /* blocks that the device runs at once */
     void *list;                      /* pinned */
@@ -57,9 +58,10 @@ typedef struct relayi_cuda_plan {
 } relayi_cuda_plan;
 
 /* Work of one kind for relayi_cuda_spread: `total` steps in `cuts` cuts of up to `longest`, all as long if
- * `alike`; a chunk more costs each cut `states` on average. */
+ * `alike`; a chunk more costs each cut `states` on average.  Of prompts: `distinct` steps, each counted once for all
+ * tiles of rows that take it, and `low` ones, of tiles that have at most 64 rows. */
 typedef struct relayi_cuda_load {
-    double total, states;
+    double total, states, distinct, low;
     int64_t cuts, longest;
     bool alike;
 } relayi_cuda_load;
@@ -67,6 +69,9 @@ typedef struct relayi_cuda_load {
 /* Steps of a chunk that keep `slots` workers of the Hopper kernel busy for the shortest time; `tall`: prompt
  * tiles, else pages. */
 int64_t relayi_cuda_spread(const relayi_cuda_load *load, bool tall, int64_t slots);
+
+/* What the Hopper kernel's memory should go to, if `blocks` blocks have so much of both to do. */
+relayi_cuda_layout relayi_cuda_choose_layout(const relayi_cuda_load *tall, const relayi_cuda_load *flat, int64_t blocks);
 
 /* A plan on a CUDA device; fails with a sentence to the log.  OUT_OF_MEMORY, UNSUPPORTED. */
 relay_status relayi_cuda_plan_create(relay_plan *plan);

@@ -41,3 +41,13 @@ int64_t relayi_cuda_spread(const relayi_cuda_load *load, bool tall, int64_t slot
     }
     return best;
 }
+
+/* Read off the same shapes with each layout.  Users gain by deep rings where they take longer than prompts, unless the
+ * prompt's tiles come from memory, one after the other, and have to be asked for early. */
+relayi_cuda_layout relayi_cuda_choose_layout(const relayi_cuda_load *tall, const relayi_cuda_load *flat, int64_t blocks) {
+    double pages = flat->total / (double)(blocks * RELAYI_CUDA_HOPPER_USER_WARPS);
+    double tiles = tall->total / (double)blocks, distinct = tall->distinct / (double)blocks;
+    if (tiles <= 0.35 * pages && distinct <= 0.2 * pages) return RELAYI_CUDA_FOR_USERS;
+    bool low = tall->low > 0.5 * tall->total;
+    return pages >= 40.0 || (low && pages >= 12.0) ? RELAYI_CUDA_FOR_BOTH : RELAYI_CUDA_FOR_PROMPTS;
+}

@@ -153,7 +153,7 @@ relay_status relayi_run_on_cuda(const relay_plan *plan, const relay_run_args *ar
                                .copied = cuda->copied,
                                .max_work = work < INT32_MAX ? (int32_t)work : INT32_MAX,
                                .kernel = hopper_takes(plan, args) ? RELAYI_CUDA_HOPPER : RELAYI_CUDA_GENERAL,
-                               .alone = cuda->alone,
+                               .layout = cuda->layout,
                                .num_blocks = plan->uses_pages ? args->key_pool.shape[0] : 0,
                                .params = make_params(plan, args)};
     point_at_spans(plan, args, &call);

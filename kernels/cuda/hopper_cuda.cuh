@@ -9,8 +9,8 @@
 #include "hopper_user.cuh"
 
 /* By the block's first warp. */
-template <int D, bool ALONE> DEVICE void prepare_block(const hopper_params &p, const hopper_block<D, ALONE> &b) {
-    using S = hopper_sizes<D, ALONE>;
+template <int D, int L> DEVICE void prepare_block(const hopper_params &p, const hopper_block<D, L> &b) {
+    using S = hopper_sizes<D, L>;
     constexpr int user_first = 2 * S::slots + 2 * HOPPER_UNIT_QUEUE;
     int lane = threadIdx.x;
     for (int i = lane; i < S::num_barriers; i += 32) {
@@ -22,32 +22,32 @@ template <int D, bool ALONE> DEVICE void prepare_block(const hopper_params &p, c
     if (lane < 2) prefetch_map(&p.pool[lane]);
     __syncwarp();
     pass(HOPPER_READY + HOPPER_USERS, S::user_warps * 32 + 32);
-    if (!ALONE) pass(HOPPER_READY + HOPPER_PRODUCER, 32 + 32);
+    if (!S::alone) pass(HOPPER_READY + HOPPER_PRODUCER, 32 + 32);
     pass(HOPPER_READY + HOPPER_FEEDERS, S::feeders * 32 + 32);
 }
 
-template <typename T, int D>
-__global__ void __launch_bounds__(hopper_roles<false>::threads, 1) attend_hopper(const __grid_constant__ hopper_params p) {
-    using R = hopper_roles<false>;
+template <typename T, int D, int L>
+__global__ void __launch_bounds__(hopper_roles<L>::threads, 1) attend_hopper(const __grid_constant__ hopper_params p) {
+    using R = hopper_roles<L>;
     extern __shared__ __align__(1024) char hopper_shared[];
-    hopper_block<D> b(hopper_shared);
+    hopper_block<D, L> b(hopper_shared);
     if (threadIdx.x < 32) prepare_block(p, b);
     if (!p.inside) start_dependents();
     int group = threadIdx.x / 128;
     if (group < HOPPER_CONSUMERS) {
         registers_more<176>();
-        consume<T, D>(p, b);
+        consume<T>(p, b);
         registers_fewer<112>();
     } else if (group == HOPPER_CONSUMERS) {
         registers_fewer<112>();
-        attend_users<T, D>(p, b, threadIdx.x % 128 / 32);
+        attend_users<T>(p, b, threadIdx.x % 128 / 32);
     } else {
         registers_fewer<48>();
         int warp = threadIdx.x / 32;
         if (warp == R::producer) {
-            produce<D>(p, b);
+            produce(p, b);
         } else if (warp < R::first_feeder + R::feeders) {
-            feed_users<D>(p, b);
+            feed_users(p, b);
         } else if (p.inside) {
             touch_rows(p);
         }
@@ -58,15 +58,16 @@ __global__ void __launch_bounds__(hopper_roles<false>::threads, 1) attend_hopper
 
 /* For a list without prompts. */
 template <typename T, int D>
-__global__ void __launch_bounds__(hopper_roles<true>::threads, 1) attend_alone(const __grid_constant__ hopper_params p) {
-    using R = hopper_roles<true>;
+__global__ void __launch_bounds__(hopper_roles<RELAYI_CUDA_USERS_ALONE>::threads, 1)
+attend_alone(const __grid_constant__ hopper_params p) {
+    using R = hopper_roles<RELAYI_CUDA_USERS_ALONE>;
     extern __shared__ __align__(1024) char hopper_shared[];
-    hopper_block<D, true> b(hopper_shared);
+    hopper_block<D, RELAYI_CUDA_USERS_ALONE> b(hopper_shared);
     if (threadIdx.x < 32) prepare_block(p, b);
     if (!p.inside) start_dependents();
     int warp = threadIdx.x / 32;
-    if (warp < R::user_warps) attend_users<T, D>(p, b, warp);
-    else feed_users<D>(p, b);
+    if (warp < R::user_warps) attend_users<T>(p, b, warp);
+    else feed_users(p, b);
     if (p.inside) finish<D>(p, hopper_shared);
 }
 
@@ -137,30 +138,46 @@ template <int D> static cudaError_t make_maps(const relayi_cuda_attend *call, ho
     return error;
 }
 
+/* A kernel with what its launch has to know. */
+struct hopper_kernel {
+    void (*function)(hopper_params);
+    int threads, bytes, user_warps;
+};
+template <int D, int L> static hopper_kernel kernel_of(void (*function)(hopper_params)) {
+    return {function, hopper_roles<L>::threads, hopper_sizes<D, L>::bytes, hopper_roles<L>::user_warps};
+}
+template <typename T, int D> static hopper_kernel choose_kernel(relayi_cuda_layout layout) {
+    if (layout == RELAYI_CUDA_USERS_ALONE) return kernel_of<D, RELAYI_CUDA_USERS_ALONE>(attend_alone<T, D>);
+    if constexpr (D == 128) { /* the others were never measured with half the head dim */
+        if (layout == RELAYI_CUDA_FOR_USERS) return kernel_of<D, RELAYI_CUDA_FOR_USERS>(attend_hopper<T, D, RELAYI_CUDA_FOR_USERS>);
+        if (layout == RELAYI_CUDA_FOR_BOTH) return kernel_of<D, RELAYI_CUDA_FOR_BOTH>(attend_hopper<T, D, RELAYI_CUDA_FOR_BOTH>);
+    }
+    return kernel_of<D, RELAYI_CUDA_FOR_PROMPTS>(attend_hopper<T, D, RELAYI_CUDA_FOR_PROMPTS>);
+}
+
 template <typename T, int D>
 static cudaError_t launch_hopper(const relayi_cuda_attend *call, int multiprocessors, cudaStream_t stream) {
-    const bool alone = call->alone != 0;
-    const int bytes = alone ? hopper_sizes<D, true>::bytes : hopper_sizes<D>::bytes;
-    const auto kernel = alone ? attend_alone<T, D> : attend_hopper<T, D>;
+    const hopper_kernel kernel = choose_kernel<T, D>(call->layout);
     hopper_params p = {};
     static_cast<relayi_cuda_params &>(p) = call->params;
-    p.flat_slots = multiprocessors * (alone ? hopper_roles<true>::user_warps : hopper_roles<false>::user_warps);
+    p.flat_slots = multiprocessors * kernel.user_warps;
     p.inside = relayi_cuda_merges_inside(call);
     p.output_f16 = call->output_dtype == RELAY_F16;
     cudaError_t error = make_maps<D>(call, &p);
-    if (error == cudaSuccess) error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+    if (error == cudaSuccess)
+        error = cudaFuncSetAttribute(kernel.function, cudaFuncAttributeMaxDynamicSharedMemorySize, kernel.bytes);
     if (error != cudaSuccess) return error;
     cudaLaunchAttribute together = {}; /* blocks wait for each other: all run at once, or none */
     together.id = cudaLaunchAttributeCooperative;
     together.val.cooperative = 1;
     cudaLaunchConfig_t config = {};
     config.gridDim = static_cast<unsigned>(multiprocessors);
-    config.blockDim = static_cast<unsigned>(alone ? hopper_roles<true>::threads : hopper_roles<false>::threads);
-    config.dynamicSmemBytes = static_cast<size_t>(bytes);
+    config.blockDim = static_cast<unsigned>(kernel.threads);
+    config.dynamicSmemBytes = static_cast<size_t>(kernel.bytes);
     config.stream = stream;
     config.attrs = &together;
     config.numAttrs = p.inside ? 1 : 0;
-    return cudaLaunchKernelEx(&config, kernel, p);
+    return cudaLaunchKernelEx(&config, kernel.function, p);
 }
 
 #define RELAY_CUDA_HOPPER(D)                                                                                        \

@@ -6,7 +6,7 @@
  *     warps 13, 14     half a warp each fills a user warp's ring
  *     warp 15          brings what the merge reads of the list near
  *
- * Where nothing is shared between more than 8 stacked rows (ALONE), three warpgroups with deeper rings:
+ * Where nothing is shared by more than 8 stacked rows (RELAYI_CUDA_USERS_ALONE), three warpgroups with deeper rings:
  *
  *     warps 0-7        user part
  *     warps 8-11       half a warp each fills a user warp's ring
@@ -35,28 +35,38 @@ struct hopper_params : relayi_cuda_params {
     CUtensorMap spans[RELAYI_CUDA_HOPPER_CONTIGUOUS][2];
 };
 
-/* Which warp does what. */
-template <bool ALONE> struct hopper_roles {
-    static constexpr int threads = ALONE ? 384 : 512;
-    static constexpr int first_user = ALONE ? 0 : 8;
-    static constexpr int user_warps = ALONE ? RELAYI_CUDA_HOPPER_ALONE_WARPS : RELAYI_CUDA_HOPPER_USER_WARPS;
-    static constexpr int producer = 12; /* no warp of a block that is ALONE */
-    static constexpr int first_feeder = ALONE ? 8 : 13, feeders = user_warps / 2;
+/* Which warp does what; L is a relayi_cuda_layout. */
+template <int L> struct hopper_roles {
+    static constexpr bool alone = L == RELAYI_CUDA_USERS_ALONE;
+    static constexpr int threads = alone ? 384 : 512;
+    static constexpr int first_user = alone ? 0 : 8;
+    static constexpr int user_warps = alone ? RELAYI_CUDA_HOPPER_ALONE_WARPS : RELAYI_CUDA_HOPPER_USER_WARPS;
+    static constexpr int producer = 12; /* no warp of a block of users alone */
+    static constexpr int first_feeder = alone ? 8 : 13, feeders = user_warps / 2;
 };
 
-template <int D, bool ALONE = false> struct hopper_sizes : hopper_roles<ALONE> {
-    using roles = hopper_roles<ALONE>;
+/* How much of a block's memory the prompt's ring and the users' rings have. */
+template <int D, int L> struct hopper_rings;
+template <> struct hopper_rings<128, RELAYI_CUDA_FOR_PROMPTS> { enum { slots = 5, stages = 2 }; };
+template <> struct hopper_rings<128, RELAYI_CUDA_FOR_BOTH> { enum { slots = 4, stages = 3 }; };
+template <> struct hopper_rings<128, RELAYI_CUDA_FOR_USERS> { enum { slots = 2, stages = 4 }; };
+template <> struct hopper_rings<128, RELAYI_CUDA_USERS_ALONE> { enum { slots = 0, stages = 3 }; };
+template <> struct hopper_rings<64, RELAYI_CUDA_USERS_ALONE> { enum { slots = 0, stages = 6 }; };
+template <int L> struct hopper_rings<64, L> { enum { slots = 8, stages = 6 }; };
+
+template <int D, int L = RELAYI_CUDA_FOR_PROMPTS> struct hopper_sizes : hopper_roles<L> {
+    using roles = hopper_roles<L>;
     static constexpr int halves = D / 64;                  /* blocks of 64 dims */
     static constexpr int group = halves * 1024;            /* bytes of 8 tokens */
     static constexpr int page = 2 * group;
     static constexpr int slot = HOPPER_TILE / 8 * group;   /* K or V of a tile */
-    static constexpr int slots = ALONE ? 0 : D == 128 ? 5 : 8;
+    static constexpr int slots = hopper_rings<D, L>::slots;
     static constexpr int query = 64 * D * 2;               /* of one consumer */
-    static constexpr int user_stages = D == 64 ? 6 : ALONE ? 3 : 2;
+    static constexpr int user_stages = hopper_rings<D, L>::stages;
     static constexpr int user_units = user_stages <= 3 ? 4 : 8; /* being computed or fetched; stages + 1 at least */
     static constexpr int user_ring = user_stages * 2 * page; /* of one warp */
     static constexpr int ring_at = 0, query_at = slots * slot;
-    static constexpr int user_at = query_at + (ALONE ? 0 : HOPPER_CONSUMERS * query);
+    static constexpr int user_at = query_at + (roles::alone ? 0 : HOPPER_CONSUMERS * query);
     static constexpr int barriers_at = user_at + roles::user_warps * user_ring;
     static constexpr int num_barriers = 2 * slots + 2 * HOPPER_UNIT_QUEUE + 2 * roles::user_warps * user_stages;
     static constexpr int units_at = barriers_at + (num_barriers * 8 + 63) / 64 * 64;
@@ -69,8 +79,8 @@ template <int D, bool ALONE = false> struct hopper_sizes : hopper_roles<ALONE> {
 };
 
 /* Addresses of what the roles share. */
-template <int D, bool ALONE = false> struct hopper_block {
-    using S = hopper_sizes<D, ALONE>;
+template <int D, int L> struct hopper_block {
+    using S = hopper_sizes<D, L>;
     char *memory;
     uint32_t at; /* of memory */
 
@@ -135,9 +145,9 @@ DEVICE void await_ready(int role, int threads) { meet(HOPPER_READY + role, threa
 struct first_unit {
     uint32_t work, word;
 
-    template <bool ALONE> DEVICE first_unit(const hopper_params &p, hopper_roles<ALONE>) {
-        int lane = threadIdx.x % 32, user = static_cast<int>(threadIdx.x) / 32 - hopper_roles<ALONE>::first_user;
-        bool users = user < hopper_roles<ALONE>::user_warps;
+    template <int L> DEVICE first_unit(const hopper_params &p, hopper_roles<L>) {
+        int lane = threadIdx.x % 32, user = static_cast<int>(threadIdx.x) / 32 - hopper_roles<L>::first_user;
+        bool users = user < hopper_roles<L>::user_warps;
         work = blockIdx.x + (users ? gridDim.x * static_cast<uint32_t>(user) : 0);
         word = 0;
         if (lane >= 16 || !in_room(p, work)) return;

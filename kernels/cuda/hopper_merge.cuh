@@ -13,7 +13,9 @@ template <int D> struct hopper_merge_sizes {
     static constexpr int state = D / 2, batch = MERGE_BATCH * state; /* words of 4 bytes */
     static constexpr int join_at = MERGE_GROUPS * 4 * 2 * batch;
     static constexpr int end = (join_at + MERGE_GROUPS * 4 * 32 * (D / 32 + 2)) * 4;
-    static_assert(end <= hopper_sizes<D>::barriers_at && end <= hopper_sizes<D, true>::barriers_at, "room to merge");
+    static_assert(end <= hopper_sizes<D, RELAYI_CUDA_FOR_PROMPTS>::barriers_at && end <= hopper_sizes<D, RELAYI_CUDA_FOR_USERS>::barriers_at &&
+                      end <= hopper_sizes<D, RELAYI_CUDA_FOR_BOTH>::barriers_at && end <= hopper_sizes<D, RELAYI_CUDA_USERS_ALONE>::barriers_at,
+                  "room to merge");
 };
 
 /* All blocks' states are written and can be read.  Called by MERGE_GROUPS * 128 threads of every block. */

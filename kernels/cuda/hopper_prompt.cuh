@@ -9,8 +9,8 @@
 
 /* One slot of the ring: K (which 0) or V of the tile that begins at `token`.  `block`: lane i has the page
  * of tokens [16i, +16) of the tile. */
-template <int D>
-DEVICE void fill_slot(const hopper_params &p, const hopper_block<D> &b, const relayi_cuda_piece &piece, int kv_head,
+template <int D, int L>
+DEVICE void fill_slot(const hopper_params &p, const hopper_block<D, L> &b, const relayi_cuda_piece &piece, int kv_head,
                       int which, int token, page_place page, uint32_t slot, uint64_t policy) {
     using S = hopper_sizes<D>;
     int lane = threadIdx.x % 32, left = min(piece.end - token, static_cast<int>(HOPPER_TILE));
@@ -42,11 +42,11 @@ DEVICE page_place page_of(const hopper_params &p, const relayi_cuda_piece &piece
     return at;
 }
 
-template <int D> struct ring_writer {
-    using S = hopper_sizes<D>;
+template <int D, int L> struct ring_writer {
+    using S = hopper_sizes<D, L>;
     uint32_t slot = 0, phase = 0, number = 0; /* of the next slot to fill */
 
-    DEVICE void wait(const hopper_block<D> &b) const {
+    DEVICE void wait(const hopper_block<D, L> &b) const {
         barrier_wait(b.empty(slot), phase ^ 1);
         if (threadIdx.x % 32 == 0) store_tag(b.tag(slot), number);
     }
@@ -64,9 +64,9 @@ template <int D> struct ring_writer {
  * for more. */
 #define SLOW_START 4
 
-template <int D>
-DEVICE void fill_unit(const hopper_params &p, const hopper_block<D> &b, const relayi_cuda_piece &piece, int kv_head,
-                      ring_order order, ring_writer<D> &writer, uint64_t policy) {
+template <int D, int L>
+DEVICE void fill_unit(const hopper_params &p, const hopper_block<D, L> &b, const relayi_cuda_piece &piece, int kv_head,
+                      ring_order order, ring_writer<D, L> &writer, uint64_t policy) {
     bool slow = writer.number == 0 && order.tiles >= SLOW_START;
     page_place now = page_of(p, piece, piece.begin), last = {}, before = {}; /* tiles j, j - 1, j - 2 */
 #pragma unroll 1
@@ -75,13 +75,13 @@ DEVICE void fill_unit(const hopper_params &p, const hopper_block<D> &b, const re
         page_place next = j + 1 < order.tiles ? page_of(p, piece, token + HOPPER_TILE) : page_place{};
         if (j < order.tiles) {
             writer.wait(b);
-            fill_slot<D>(p, b, piece, kv_head, 0, token, now, writer.slot, policy);
+            fill_slot(p, b, piece, kv_head, 0, token, now, writer.slot, policy);
             if (slow && j == 0) barrier_wait(b.full(writer.slot), 0);
             writer.next();
         }
         if (j >= order.step) {
             writer.wait(b);
-            fill_slot<D>(p, b, piece, kv_head, 1, token - order.step * HOPPER_TILE, order.step == 1 ? last : before,
+            fill_slot(p, b, piece, kv_head, 1, token - order.step * HOPPER_TILE, order.step == 1 ? last : before,
                          writer.slot, policy);
             writer.next();
         }
@@ -91,16 +91,16 @@ DEVICE void fill_unit(const hopper_params &p, const hopper_block<D> &b, const re
     }
 }
 
-template <int D> DEVICE void produce(const hopper_params &p, const hopper_block<D> &b) {
-    using S = hopper_sizes<D>;
+template <int D, int L> DEVICE void produce(const hopper_params &p, const hopper_block<D, L> &b) {
+    using S = hopper_sizes<D, L>;
     int lane = threadIdx.x % 32;
     relayi_cuda_header *header = static_cast<relayi_cuda_header *>(p.list);
     const uint32_t *words = section_of<uint32_t>(p, p.units);
-    const first_unit first(p, hopper_roles<false>());
+    const first_unit first(p, hopper_roles<L>());
     uint32_t work = first.work, word = first.word, total = tall_total(p);
     await_ready(HOPPER_PRODUCER, 32);
     uint64_t policy = read_again_policy();
-    ring_writer<D> writer;
+    ring_writer<D, L> writer;
 #pragma unroll 1
     for (uint32_t i = 0;; i++) {
         int entry = i % HOPPER_UNIT_QUEUE;
@@ -119,7 +119,7 @@ template <int D> DEVICE void produce(const hopper_params &p, const hopper_block<
         if (kv_head < 0) break;
         uint32_t more = 0;
         if (lane == 0) more = gridDim.x + atomicAdd(&header->next, 1u);
-        fill_unit<D>(p, b, piece, kv_head, order, writer, policy);
+        fill_unit(p, b, piece, kv_head, order, writer, policy);
         work = __shfl_sync(0xFFFFFFFF, more, 0);
         if (work < total && lane < 16) word = words[work / p.kv_heads * 16 + lane];
     }
@@ -133,20 +133,20 @@ template <int D> struct prompt_state {
 };
 
 /* Where a consumer stands in the ring. */
-template <int D> struct ring_reader {
+template <int D, int L> struct ring_reader {
     uint32_t base; /* slots used by units before */
 
-    DEVICE uint32_t slot(uint32_t number) const { return (base + number) % hopper_sizes<D>::slots; }
+    DEVICE uint32_t slot(uint32_t number) const { return (base + number) % hopper_sizes<D, L>::slots; }
     /* A consumer that takes turns does not see every filling of a slot, and a phase alone would not tell it
      * the filling it waits for from the one before the last. */
-    DEVICE void wait_tag(const hopper_block<D> &b, uint32_t number) const {
+    DEVICE void wait_tag(const hopper_block<D, L> &b, uint32_t number) const {
         while (load_tag(b.tag(slot(number))) != base + number) continue;
     }
-    DEVICE void wait(const hopper_block<D> &b, uint32_t number) const {
-        barrier_wait(b.full(slot(number)), (base + number) / hopper_sizes<D>::slots & 1);
+    DEVICE void wait(const hopper_block<D, L> &b, uint32_t number) const {
+        barrier_wait(b.full(slot(number)), (base + number) / hopper_sizes<D, L>::slots & 1);
     }
     /* Each of a consumer's warps lets go of a slot; `share`: of the eight arrivals, this warp's. */
-    DEVICE void release(const hopper_block<D> &b, uint32_t number, uint32_t share) const {
+    DEVICE void release(const hopper_block<D, L> &b, uint32_t number, uint32_t share) const {
         __syncwarp();
         if (threadIdx.x % 32 == 0) barrier_arrive(b.empty(slot(number)), share);
     }
@@ -258,8 +258,8 @@ template <typename T> DEVICE void pack_weights(const float (&s)[48], uint32_t (&
 }
 
 /* Values past the end of a prompt: whatever lies there times 0 must be 0.  All of a consumer's threads. */
-template <int D> DEVICE void clear_tail(const hopper_block<D> &b, uint32_t slot, int left, int consumer) {
-    char *values = b.memory + hopper_sizes<D>::ring_at + slot * hopper_sizes<D>::slot;
+template <int D, int L> DEVICE void clear_tail(const hopper_block<D, L> &b, uint32_t slot, int left, int consumer) {
+    char *values = b.memory + hopper_sizes<D, L>::ring_at + slot * hopper_sizes<D, L>::slot;
     for (int i = left * (D / 8) + threadIdx.x % 128; i < HOPPER_TILE * (D / 8); i += 128)
         *reinterpret_cast<uint4 *>(values + block_place<D>(i / (D / 8), i % (D / 8))) = make_uint4(0, 0, 0, 0);
     fence_async();
@@ -267,8 +267,8 @@ template <int D> DEVICE void clear_tail(const hopper_block<D> &b, uint32_t slot,
 }
 
 /* One unit's tiles first, first + step, ... */
-template <typename T, int D>
-DEVICE void attend_prompt(const hopper_params &p, const hopper_block<D> &b, const ring_reader<D> &ring, ring_order order,
+template <typename T, int D, int L>
+DEVICE void attend_prompt(const hopper_params &p, const hopper_block<D, L> &b, const ring_reader<D, L> &ring, ring_order order,
                           int tokens, int consumer, prompt_state<D> &state) {
     uint32_t weights[6][4], share = order.step, query = b.query(consumer);
     float s[48], unit = p.scale * LOG2E, scale[2];
@@ -314,7 +314,7 @@ DEVICE void attend_prompt(const hopper_params &p, const hopper_block<D> &b, cons
     uint32_t value = order.value(tile), slot = ring.slot(value);
     if (order.step == 2) ring.wait_tag(b, value);
     ring.wait(b, value);
-    if (tokens - tile * HOPPER_TILE < HOPPER_TILE) clear_tail<D>(b, slot, tokens - tile * HOPPER_TILE, consumer);
+    if (tokens - tile * HOPPER_TILE < HOPPER_TILE) clear_tail(b, slot, tokens - tile * HOPPER_TILE, consumer);
     start_values<T, D>(state, weights, b.ring(slot));
     products_wait<0>();
     pin_registers(state.acc);
@@ -331,10 +331,10 @@ template <int D> DEVICE void complete_prompt(prompt_state<D> &state) {
 
 /* Both consumers' states of the same rows become one: each ends with half of the dims, in `half`, and all of the
  * maxima and sums.  They tell each other through their own queries' memory. */
-template <int D>
-DEVICE void join_consumers(const hopper_params &p, const hopper_block<D> &b, int consumer, prompt_state<D> &state,
+template <int D, int L>
+DEVICE void join_consumers(const hopper_params &p, const hopper_block<D, L> &b, int consumer, prompt_state<D> &state,
                            float (&half)[D / 4]) {
-    using S = hopper_sizes<D>;
+    using S = hopper_sizes<D, L>;
     constexpr int both = HOPPER_CONSUMERS * 128;
     static_assert(128 * (D / 4) * 4 <= S::query, "room to join");
     int thread = threadIdx.x % 128;
@@ -402,10 +402,10 @@ DEVICE void store_prompt(const hopper_params &p, const relayi_cuda_unit &unit, i
     }
 }
 
-template <typename T, int D> DEVICE void consume(const hopper_params &p, const hopper_block<D> &b) {
-    using S = hopper_sizes<D>;
+template <typename T, int D, int L> DEVICE void consume(const hopper_params &p, const hopper_block<D, L> &b) {
+    using S = hopper_sizes<D, L>;
     int consumer = uniform(threadIdx.x / 128);
-    ring_reader<D> ring = {0};
+    ring_reader<D, L> ring = {0};
     prompt_state<D> state;
     await_ready(HOPPER_CONSUME, HOPPER_CONSUMERS * 128);
     /* the consumers' products take turns, so that one weighs while the other multiplies; the first begins */
@@ -422,11 +422,11 @@ template <typename T, int D> DEVICE void consume(const hopper_params &p, const h
         int first = order.step == 1 ? consumer * 64 : 0;
         load_prompt_queries<T, D>(p, unit, kv_head, first, b.memory + S::query_at + consumer * S::query);
         meet(1 + consumer, 128);
-        attend_prompt<T, D>(p, b, ring, order, unit.first.end - unit.first.begin, consumer, state);
+        attend_prompt<T>(p, b, ring, order, unit.first.end - unit.first.begin, consumer, state);
         complete_prompt<D>(state);
         if (order.step == 2) {
             float half[D / 4];
-            join_consumers<D>(p, b, consumer, state, half);
+            join_consumers(p, b, consumer, state, half);
             store_prompt<D>(p, unit, kv_head, 0, consumer * (D / 2), state, half);
         } else {
             meet(1 + consumer, 128); /* the queries are done with */

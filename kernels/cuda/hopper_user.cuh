@@ -15,22 +15,22 @@ struct user_page {
 enum { USER_PAGE_FULL = 1, USER_PAGE_LAST = 2, USER_PAGE_MORE = 4 };
 static_assert(sizeof(user_page) == 16, "one store");
 /* The units of a user warp, in shared memory: `shape` is the kv head. */
-template <int D, bool ALONE> DEVICE relayi_cuda_unit *user_unit(const hopper_block<D, ALONE> &b, int warp, int number) {
-    using S = hopper_sizes<D, ALONE>;
+template <int D, int L> DEVICE relayi_cuda_unit *user_unit(const hopper_block<D, L> &b, int warp, int number) {
+    using S = hopper_sizes<D, L>;
     return reinterpret_cast<relayi_cuda_unit *>(b.memory + S::user_units_at) + warp * S::user_units + number % S::user_units;
 }
-template <int D, bool ALONE> DEVICE user_page *user_pages(const hopper_block<D, ALONE> &b, int warp) {
-    using S = hopper_sizes<D, ALONE>;
+template <int D, int L> DEVICE user_page *user_pages(const hopper_block<D, L> &b, int warp) {
+    using S = hopper_sizes<D, L>;
     return reinterpret_cast<user_page *>(b.memory + S::user_pages_at) + warp * S::user_stages;
 }
 
 /* What fills the ring of one user warp: half a warp, one lane of which gives the orders.  The lanes hold the places
  * of 16 pages, so that a page is sent without a look-up.  Both halves run through send() together where both can. */
-template <int D, bool ALONE> struct user_feed {
-    using S = hopper_sizes<D, ALONE>;
+template <int D, int L> struct user_feed {
+    using S = hopper_sizes<D, L>;
     static constexpr int lanes = 16;
     const hopper_params &p;
-    const hopper_block<D, ALONE> &b;
+    const hopper_block<D, L> &b;
     int stage, entered; /* entered: units so far */
     uint32_t phase, total, coming;     /* coming: the work after this one */
     uint32_t asked;                    /* its number, on its way to the first lane; `known`: it is in `coming` */
@@ -40,7 +40,7 @@ template <int D, bool ALONE> struct user_feed {
     bool known, called; /* called: the unit of `coming` is on its way */
     uint64_t policy;
 
-    DEVICE user_feed(const hopper_params &params, const hopper_block<D, ALONE> &block) : p(params), b(block), stage(0), entered(0), phase(0), known(true), called(false) {
+    DEVICE user_feed(const hopper_params &params, const hopper_block<D, L> &block) : p(params), b(block), stage(0), entered(0), phase(0), known(true), called(false) {
         coming = blockIdx.x + gridDim.x * static_cast<uint32_t>(warp());
         if (in_room(p, coming)) call_unit();
         total = flat_total(p);
@@ -129,9 +129,9 @@ template <int D, bool ALONE> struct user_feed {
     }
 };
 
-template <int D, bool ALONE> DEVICE void feed_users(const hopper_params &p, const hopper_block<D, ALONE> &b) {
-    user_feed<D, ALONE> feed(p, b);
-    await_ready(HOPPER_FEEDERS, hopper_roles<ALONE>::feeders * 32);
+template <int D, int L> DEVICE void feed_users(const hopper_params &p, const hopper_block<D, L> &b) {
+    user_feed<D, L> feed(p, b);
+    await_ready(HOPPER_FEEDERS, hopper_roles<L>::feeders * 32);
     bool more = feed.coming < feed.total;
     if (more) feed.enter();
     __syncwarp();
@@ -367,10 +367,10 @@ template <int D> DEVICE void store_user(const relayi_cuda_params &p, const user_
     }
 }
 
-template <typename T, int D, bool ALONE>
-DEVICE void attend_users(const hopper_params &p, const hopper_block<D, ALONE> &b, int warp) {
-    using S = hopper_sizes<D, ALONE>;
-    const first_unit first(p, hopper_roles<ALONE>());
+template <typename T, int D, int L>
+DEVICE void attend_users(const hopper_params &p, const hopper_block<D, L> &b, int warp) {
+    using S = hopper_sizes<D, L>;
+    const first_unit first(p, hopper_roles<L>());
     const user_lane<D> lane;
     user_query<D> query;
     user_state<D> state;
