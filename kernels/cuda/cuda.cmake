@@ -17,7 +17,8 @@ list(TRANSFORM RELAY_CUDA_SOURCES PREPEND ${CMAKE_CURRENT_LIST_DIR}/)
 
 # wgmma and the copy engine's maps: machine code for Hopper alone
 add_library(relayattn_hopper OBJECT
-  ${CMAKE_CURRENT_LIST_DIR}/hopper_d64_cuda.cu ${CMAKE_CURRENT_LIST_DIR}/hopper_d128_cuda.cu)
+  ${CMAKE_CURRENT_LIST_DIR}/hopper_d64_cuda.cu ${CMAKE_CURRENT_LIST_DIR}/hopper_d128_cuda.cu
+  ${CMAKE_CURRENT_LIST_DIR}/merge_hopper_cuda.cu)
 set_target_properties(relayattn_hopper PROPERTIES
   CUDA_ARCHITECTURES 90a-real CUDA_VISIBILITY_PRESET hidden POSITION_INDEPENDENT_CODE ON)
 

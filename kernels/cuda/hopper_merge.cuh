@@ -141,7 +141,7 @@ template <int D> struct merge_walk {
     DEVICE void fetch(merge_batch &batch, uint32_t *to) const {
         int lane = threadIdx.x % 32;
         if (batch.state >= 0) {
-            state_stats stats = read_stats(p, batch.state, true);
+            state_stats stats = read_stats(p, batch.state);
             batch.power = stats.lse * LOG2E;
             batch.scale = stats.scale(lane / 16);
         }
@@ -171,8 +171,18 @@ template <int D> DEVICE void merge_parts(const merge_batch &batch, const uint32_
     weight = scaled_weight(weight, batch.scale);
     const uint32_t *mine = parts + lane * (D / 64);
 #pragma unroll 4
-    for (int i = 0; i < batch.count; i++)
-        add_words<D / 64>(m.o, __shfl_sync(0xFFFFFFFF, weight, i + (lane & 16)), mine + i * (D / 2));
+    for (int i = 0; i < batch.count; i++) {
+        float by = __shfl_sync(0xFFFFFFFF, weight, i + (lane & 16));
+        uint32_t words[D / 64];
+        if constexpr (D == 128) {
+            uint2 both = *reinterpret_cast<const uint2 *>(mine + i * (D / 2));
+            words[0] = both.x;
+            words[1] = both.y;
+        } else {
+            words[0] = mine[i * (D / 2)];
+        }
+        add_words(m.o, by, words);
+    }
 }
 
 template <int D> DEVICE void store_merged(const hopper_params &p, int source, int head, merged<D> &m) {

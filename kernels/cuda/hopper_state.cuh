@@ -23,10 +23,9 @@ static_assert(sizeof(state_stats) == 8, "one load");
 DEVICE state_stats *stats_of(const relayi_cuda_params &p, int64_t state) {
     return reinterpret_cast<state_stats *>(p.lse) + state;
 }
-/* In one load; `shared`: past the first-level cache, since other multiprocessors of this launch have stored them. */
-DEVICE state_stats read_stats(const relayi_cuda_params &p, int64_t state, bool shared) {
-    const uint2 *from = reinterpret_cast<const uint2 *>(stats_of(p, state));
-    uint2 word = shared ? __ldcg(from) : *from;
+/* In one load, past the first-level cache: other multiprocessors have stored them. */
+DEVICE state_stats read_stats(const relayi_cuda_params &p, int64_t state) {
+    uint2 word = __ldcg(reinterpret_cast<const uint2 *>(stats_of(p, state)));
     return {__uint_as_float(word.x), word.y};
 }
 DEVICE void store_scale(state_stats *stats, int half, uint32_t kept) {
@@ -78,18 +77,10 @@ DEVICE float scaled_weight(float weight, float scale) {
 }
 
 /* o += by * the words' elements. */
-template <int WORDS> DEVICE void add_words(float (&o)[2 * WORDS], float by, const uint32_t *words) {
-    uint32_t word[WORDS];
-    if constexpr (WORDS == 2) {
-        uint2 both = *reinterpret_cast<const uint2 *>(words);
-        word[0] = both.x;
-        word[1] = both.y;
-    } else {
-        word[0] = *words;
-    }
+template <int WORDS> DEVICE void add_words(float (&o)[2 * WORDS], float by, const uint32_t (&words)[WORDS]) {
 #pragma unroll
     for (int i = 0; i < WORDS; i++) {
-        float2 two = __half22float2(*reinterpret_cast<const __half2 *>(&word[i]));
+        float2 two = __half22float2(*reinterpret_cast<const __half2 *>(&words[i]));
         o[2 * i] += by * two.x;
         o[2 * i + 1] += by * two.y;
     }

@@ -26,6 +26,7 @@ static inline bool relayi_cuda_merges_inside(const relayi_cuda_attend *call) {
 }
 
 cudaError_t relayi_cuda_merge(const relayi_cuda_attend *call, int major, cudaStream_t stream);
+cudaError_t relayi_cuda_merge_hopper(const relayi_cuda_attend *call, cudaStream_t stream); /* of what the Hopper kernel leaves */
 cudaError_t relayi_cuda_write_pages(const relayi_cuda_write *call, cudaStream_t stream);
 cudaError_t relayi_cuda_fuse_parts(const relayi_cuda_fuse *call, cudaStream_t stream);
 cudaError_t relayi_cuda_read_bytes(const void *memory, size_t bytes, cudaStream_t stream);

@@ -45,6 +45,17 @@ template <> struct half_ops<__half> {
     }
 };
 
+/* Two elements side by side, in one word where rows are aligned for it. */
+template <typename T> DEVICE void store_two(T *to, bool aligned, float low, float high) {
+    uint32_t two = half_ops<T>::pack(low, high);
+    if (aligned) {
+        *reinterpret_cast<uint32_t *>(to) = two;
+    } else {
+        reinterpret_cast<uint16_t *>(to)[0] = static_cast<uint16_t>(two);
+        reinterpret_cast<uint16_t *>(to)[1] = static_cast<uint16_t>(two >> 16);
+    }
+}
+
 /* What the general kernel is given, by value: a graph keeps it. */
 struct attend_params : relayi_cuda_params {
     relayi_cuda_kv contiguous[RELAYI_CUDA_MAX_CONTIGUOUS];
