@@ -48,8 +48,15 @@ static bool reserve(relayi_cuda_step *step, const relayi_forest_content *content
 
 static int32_t tensor_of(const relay_kv_span *span) { return span->layout == RELAY_KV_PAGED ? -1 : span->tensor_index; }
 
-static int64_t cut_unit(const relayi_cuda_plan *cuda) {
-    return cuda->kernel == RELAYI_CUDA_HOPPER ? RELAYI_CUDA_PAGE : RELAYI_CUDA_CUT;
+/* The next multiple of what cuts are multiples of, or the last: constants, so that a shift divides. */
+static int64_t whole_up(const relayi_cuda_plan *cuda, int64_t tokens) {
+    bool hopper = cuda->kernel == RELAYI_CUDA_HOPPER;
+    return hopper ? (tokens + RELAYI_CUDA_PAGE - 1) / RELAYI_CUDA_PAGE * RELAYI_CUDA_PAGE
+                  : (tokens + RELAYI_CUDA_CUT - 1) / RELAYI_CUDA_CUT * RELAYI_CUDA_CUT;
+}
+static int64_t whole_down(const relayi_cuda_plan *cuda, int64_t tokens) {
+    bool hopper = cuda->kernel == RELAYI_CUDA_HOPPER;
+    return hopper ? tokens / RELAYI_CUDA_PAGE * RELAYI_CUDA_PAGE : tokens / RELAYI_CUDA_CUT * RELAYI_CUDA_CUT;
 }
 
 /* The lowest entry of a cut's units. */
@@ -61,11 +68,10 @@ static int32_t entry_of(const relayi_cuda_plan *cuda, const relayi_cuda_cut *cut
 
 /* Tokens that a request may have before its last chunk is too long beside the others. */
 static int64_t most_tokens(const relay_plan *plan, const relayi_cuda_cut *cut, int32_t length, int32_t start) {
-    int64_t unit = cut_unit(plan->cuda), before = cut->tokens - (length + unit - 1) / unit * unit; /* of other spans */
-    int64_t slack = cut->chunk_tokens / SLACK_PART;
-    int64_t most = (int64_t)cut->chunks * cut->chunk_tokens + (slack > SLACK_TOKENS ? slack : SLACK_TOKENS) - before;
+    int64_t others = cut->tokens - whole_up(plan->cuda, length), slack = cut->chunk_tokens / SLACK_PART;
+    int64_t room = (int64_t)cut->chunks * cut->chunk_tokens + (slack > SLACK_TOKENS ? slack : SLACK_TOKENS);
+    int64_t most = whole_down(plan->cuda, room - others);
     int64_t bound = (plan->options.max_tokens > 0 ? plan->options.max_tokens : INT32_MAX) - (int64_t)start;
-    most = most / unit * unit;
     return most < bound ? most : bound;
 }
 
@@ -179,29 +185,35 @@ static int32_t segment_ids(const relayi_forest_content *content, int32_t positio
     return 0;
 }
 
-/* The ids of a unit that may hold tokens of segments besides the request's own. */
-static void step_pieces(const parts *list, const relayi_forest_content *content, int32_t position, int32_t ids,
-                        relayi_cuda_unit *unit) {
-    int32_t start = relayi_path_end(content, position);
-    for (int32_t i = 0; i < unit->num_pieces; i++) {
-        relayi_cuda_piece *piece = piece_of(list, unit, i);
-        if (piece->tensor < 0) piece->ids = piece->start == start ? ids : segment_ids(content, position, piece->start);
+/* A request that attends segments by itself, besides its own tokens: their ids, and its new end. */
+static void step_path(const parts *list, const relayi_forest_content *content, int32_t position, const relayi_cuda_own *own) {
+    const relay_kv_span *now = &content->own[content->order[position]];
+    int32_t start = relayi_path_end(content, position), ids = relayi_ids_of(content, now);
+    for (int32_t u = own->entry; u < own->entry + own->units; u++) {
+        for (int32_t i = 0; i < list->units[u].num_pieces; i++) {
+            relayi_cuda_piece *piece = piece_of(list, &list->units[u], i);
+            if (piece->tensor < 0) piece->ids = piece->start == start ? ids : segment_ids(content, position, piece->start);
+        }
     }
+    relayi_cuda_unit *last = &list->units[own->last];
+    piece_of(list, last, last->num_pieces - 1)->end = now->length;
 }
 
-/* `more`: tokens that the request has grown by. */
-static void step_request(const parts *list, const relayi_forest_content *content, int32_t position, relayi_cuda_own own,
-                         const relay_kv_span *now, int32_t more) {
-    int32_t ids = relayi_ids_of(content, now);
-    for (relayi_cuda_unit *unit = &list->units[own.entry]; unit < &list->units[own.entry + own.units]; unit++) {
+/* Positions of a request's units and rows; `more`: tokens that it has grown by. */
+static void step_positions(const parts *list, const relayi_cuda_own *own, int32_t more) {
+    relayi_cuda_unit *unit = &list->units[own->entry];
+    for (int32_t i = own->units; i > 0; i--, unit++) {
         unit->min_position += more;
         unit->max_position += more;
-        if (own.alone) unit->first.ids = ids;
-        else step_pieces(list, content, position, ids, unit);
     }
-    relayi_cuda_unit *last = &list->units[own.last];
-    piece_of(list, last, own.alone ? 0 : last->num_pieces - 1)->end = now->length;
-    for (int32_t i = own.row; i < own.row + own.num_rows; i++) list->rows[i].position += more;
+    relayi_cuda_row *row = &list->rows[own->row];
+    for (int32_t i = own->num_rows; i > 0; i--, row++) row->position += more;
+}
+
+static void step_alone(const parts *list, const relayi_cuda_own *own, int32_t length, int32_t ids) {
+    relayi_cuda_unit *unit = &list->units[own->entry];
+    for (int32_t i = own->units; i > 0; i--, unit++) unit->first.ids = ids;
+    list->units[own->last].first.end = length;
 }
 
 /* Tokens that requests have more, and how often their rows see them. */
@@ -212,13 +224,18 @@ typedef struct growth {
 static growth step_requests(relayi_cuda_plan *cuda, const relayi_forest_content *content) {
     growth all = {0, 0};
     const parts list = parts_of(cuda);
-    for (int32_t p = 0; p < content->num_requests; p++) {
-        relayi_cuda_own *own = &cuda->step.own[p];
-        const relay_kv_span *now = &content->own[content->order[p]];
+    const relay_kv_span *spans = content->own; /* local: what is stored below cannot change it */
+    const int32_t *order = content->order;
+    int32_t num_requests = content->num_requests;
+    relayi_cuda_own *own = cuda->step.own;
+    for (int32_t p = 0; p < num_requests; p++, own++) {
+        const relay_kv_span *now = &spans[order[p]];
         int32_t more = now->length - own->length;
         own->length = now->length;
         if (own->num_rows == 0) continue;
-        step_request(&list, content, p, *own, now, more);
+        step_positions(&list, own, more);
+        if (own->alone) step_alone(&list, own, now->length, relayi_ids_of(content, now));
+        else step_path(&list, content, p, own);
         all.tokens += more;
         all.seen += (int64_t)more * own->num_rows;
     }
