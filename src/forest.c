@@ -75,8 +75,16 @@ relay_status relayi_check_query_start(const relay_device *device, const char *wh
     return RELAY_OK;
 }
 
+/* Negative, or so after subtraction: without a branch the loop takes several ids at once. */
+static bool all_inside(const int32_t *ids, int32_t count, int32_t num_blocks) {
+    uint32_t signs = 0;
+    for (int32_t i = 0; i < count; i++) signs |= (uint32_t)ids[i] | ((uint32_t)num_blocks - 1 - (uint32_t)ids[i]);
+    return signs >> 31 == 0;
+}
+
 relay_status relayi_check_blocks(const relay_device *device, const char *what, int32_t index,
                                  const int32_t *ids, int32_t count, int32_t num_blocks) {
+    if (all_inside(ids, count, num_blocks)) return RELAY_OK;
     for (int32_t i = 0; i < count; i++)
         if (ids[i] < 0 || ids[i] >= num_blocks)
             return relayi_fail(device, RELAY_OUT_OF_RANGE,
@@ -172,8 +180,10 @@ static relay_kv_span copy_span(relayi_forest_content *content, const relay_kv_sp
 static relay_status copy_order(const relay_device *device, relayi_forest_content *content,
                                const int32_t *order) {
     for (int32_t p = 0; p < content->num_requests; p++) content->leaf[p] = -1;
+    for (int32_t p = 0; order == NULL && p < content->num_requests; p++) content->order[p] = p;
+    if (order == NULL) return RELAY_OK;
     for (int32_t p = 0; p < content->num_requests; p++) {
-        int32_t request = order ? order[p] : p;
+        int32_t request = order[p];
         if (request < 0 || request >= content->num_requests || content->leaf[request] != -1)
             return relayi_fail(device, RELAY_INVALID_ARGUMENT,
                                "relay_forest_desc.order[%d]: %d is no request, or stands there twice", p, request);

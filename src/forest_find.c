@@ -33,7 +33,8 @@ static const int32_t *row_of(const relay_block_tables *tables, int32_t request) 
 /* Whole blocks that lie before every new query row of a request. */
 static int32_t shareable(const relay_block_tables *tables, int32_t request) {
     int32_t rows = tables->query_start_loc[request + 1] - tables->query_start_loc[request];
-    return (tables->seq_lens[request] - rows) / tables->block_size;
+    int32_t tokens = tables->seq_lens[request] - rows;
+    return tables->block_size == 16 ? tokens / 16 : tokens / tables->block_size; /* the usual one: no division */
 }
 
 static int compare_keys(const void *a, const void *b) {
@@ -56,16 +57,22 @@ static void sort_by_next_block(finder *f, const group *g) {
     for (int32_t i = 0; i < count; i++) order[g->lo + i] = f->keys[i].request;
 }
 
+/* Ids from `known` up to `limit` that two rows have in common: mostly all. */
+static int32_t same_ids(const int32_t *a, const int32_t *b, int32_t known, int32_t limit) {
+    if (limit <= known) return known;
+    if (memcmp(a + known, b + known, (size_t)(limit - known) * sizeof *a) == 0) return limit;
+    while (a[known] == b[known]) known++;
+    return known;
+}
+
 /* Leading blocks that requests order[lo..hi) have in common, at least `known`. */
 static int32_t common_blocks(const finder *f, int32_t lo, int32_t hi, int32_t known) {
     const int32_t *order = f->content->order, *first = row_of(f->tables, order[lo]);
     int32_t common = shareable(f->tables, order[lo]);
     for (int32_t i = lo + 1; i < hi; i++) {
         const int32_t *row = row_of(f->tables, order[i]);
-        int32_t limit = shareable(f->tables, order[i]), same = known;
-        if (limit > common) limit = common;
-        while (same < limit && row[same] == first[same]) same++;
-        common = same;
+        int32_t limit = shareable(f->tables, order[i]);
+        common = same_ids(row, first, known, limit < common ? limit : common);
     }
     return common;
 }

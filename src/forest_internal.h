@@ -61,6 +61,7 @@ relay_status relayi_check_blocks(const relay_device *device, const char *what, i
                                  const int32_t *ids, int32_t count, int32_t num_blocks);
 
 static inline int32_t relayi_blocks_of(int32_t tokens, int32_t block_size) {
+    if (block_size == 16) return tokens / 16 + (tokens % 16 != 0); /* the usual one: no division */
     return tokens / block_size + (tokens % block_size != 0);
 }
 

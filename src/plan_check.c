@@ -120,6 +120,20 @@ static relay_status check_own(relay_plan *plan, const relayi_forest_content *con
     return check_span(plan, "request", request, own);
 }
 
+/* Whether all own tokens are in pages and nothing is wrong with any, as in nearly every step; without branches,
+ * since each step waits for it. */
+static bool own_in_pages(relay_plan *plan, const relayi_forest_content *content, int32_t longest_path) {
+    int32_t most = RELAYI_MAX_TOKENS - longest_path, wrong = 0, tokens = 0;
+    for (int32_t r = 0; r < content->num_requests; r++) {
+        const relay_kv_span *own = &content->own[r];
+        int32_t rows = content->query_start[r + 1] - content->query_start[r];
+        wrong |= (rows > own->length) | (own->length > most) | (own->layout != RELAY_KV_PAGED);
+        tokens |= own->length;
+    }
+    if (wrong == 0 && tokens != 0) plan->uses_pages = true;
+    return wrong == 0;
+}
+
 relay_status relayi_check_plan_forest(relay_plan *plan, const relay_forest *forest) {
     const relayi_forest_content *content = relayi_forest_now(forest);
     if (forest->device != plan->device)
@@ -128,8 +142,14 @@ relay_status relayi_check_plan_forest(relay_plan *plan, const relay_forest *fore
     plan->max_contiguous = 0;
     plan->packed_layers = INT_MAX;
     relay_status status = RELAY_OK;
-    for (int32_t s = 0; status == RELAY_OK && s < content->num_segments; s++)
-        status = check_span(plan, "segment", s, &content->segments[s].kv);
+    int32_t longest_path = 0;
+    for (int32_t s = 0; status == RELAY_OK && s < content->num_segments; s++) {
+        const relayi_segment *segment = &content->segments[s];
+        int32_t end = segment->start + segment->kv.length;
+        longest_path = end > longest_path ? end : longest_path;
+        status = check_span(plan, "segment", s, &segment->kv);
+    }
+    if (status == RELAY_OK && own_in_pages(plan, content, longest_path)) return RELAY_OK;
     for (int32_t p = 0; status == RELAY_OK && p < content->num_requests; p++)
         status = check_own(plan, content, p);
     return status;

@@ -772,16 +772,6 @@ static void cut_all(builder *b) {
     count_flops(b);
 }
 
-/* For the next step: scratch memory lives until the next build. */
-static void keep_step(const builder *b) {
-    relayi_cuda_step *step = &b->cuda->step;
-    relayi_cuda_step_keep(b->plan, b->content);
-    step->row_start = b->row_start;
-    step->relayed = b->relayed;
-    step->own_cut = b->own_cut;
-    step->cuts = b->cuts;
-}
-
 relay_status relayi_cuda_plan_build(relay_plan *plan, const relayi_forest_content *content) {
     builder b = {.plan = plan, .cuda = plan->cuda, .content = content};
     relay_status status = check_content(plan, content);
@@ -810,7 +800,8 @@ relay_status relayi_cuda_plan_build(relay_plan *plan, const relayi_forest_conten
     if (b.num_rows > 0) write_rows(&b);
     plan->num_items = (int32_t)(b.cuda->used.units * plan->attention.num_kv_heads);
     plan->info.num_work_items = plan->num_items;
-    if (b.num_rows > 0) keep_step(&b);
+    const relayi_cuda_cuts made = {.cuts = b.cuts, .row_start = b.row_start, .relayed = b.relayed, .own_cut = b.own_cut};
+    if (b.num_rows > 0) relayi_cuda_step_keep(plan, content, &made);
     return RELAY_OK;
 }
 

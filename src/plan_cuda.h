@@ -27,18 +27,38 @@ typedef struct relayi_cuda_cut {
     float cost;                       /* of one unit, for the order */
 } relayi_cuda_cut;
 
-/* What a batch looked like when its list was made, and how it was cut: a step later most of it still holds. */
+/* What a request attends by itself, from step to step. */
+typedef struct relayi_cuda_own {
+    int32_t length, most;  /* its own tokens in the list, and how many its last unit may hold; -1: none */
+    int32_t tensor;        /* of its own tokens; -1: pages */
+    int32_t row, num_rows; /* plan rows */
+    int32_t units, entry;  /* lie side by side in the list, from this entry on */
+    int32_t last;          /* entry of the unit with its last tokens */
+    bool alone;            /* its own tokens are all of it */
+} relayi_cuda_own;
+
+/* A segment that is read once. */
+typedef struct relayi_cuda_relayed {
+    int32_t segment, row_begin, row_end;
+    int32_t entry, units; /* likewise */
+} relayi_cuda_relayed;
+
+/* What a batch looked like when its list was made, and where it lies: a step later most of it still holds. */
 typedef struct relayi_cuda_step {
-    bool known;
-    int32_t num_requests, num_segments, block_size;
+    bool known, any_contiguous;
+    int32_t num_requests, num_segments, num_relayed, block_size;
     int32_t *query_start, *order, *leaf; /* as in the forest */
-    int32_t *length, *tensor;            /* of requests' own tokens; tensor -1: pages, where some are not */
-    bool any_contiguous;
     relayi_segment *segments;
-    int32_t *row_start, *relayed, *own_cut; /* as in the builder, in its scratch memory */
-    relayi_cuda_cut *cuts;
+    relayi_cuda_own *own;         /* [num_requests] by position */
+    relayi_cuda_relayed *relayed; /* [num_relayed] */
     relayi_growing memory;
 } relayi_cuda_step;
+
+/* How a batch was cut, by the builder. */
+typedef struct relayi_cuda_cuts {
+    const relayi_cuda_cut *cuts;
+    const int32_t *row_start, *relayed, *own_cut;
+} relayi_cuda_cuts;
 
 typedef struct relayi_cuda_plan {
     bool bounded; /* sizes are those of the options' bounds, whatever the batch */
@@ -83,8 +103,8 @@ relay_status relayi_cuda_plan_build(relay_plan *plan, const relayi_forest_conten
 /* The same where requests have only grown by some tokens since the last build: their ends, positions and block ids are
  * changed in the list.  False: more is different, and nothing was done; `status` is set if true. */
 bool relayi_cuda_plan_step(relay_plan *plan, const relayi_forest_content *content, relay_status *status);
-/* Keeps what a later step compares with; without memory for it there is no such step. */
-void relayi_cuda_step_keep(relay_plan *plan, const relayi_forest_content *content);
+/* Keeps what a later step needs; without memory for it there is no such step. */
+void relayi_cuda_step_keep(relay_plan *plan, const relayi_forest_content *content, const relayi_cuda_cuts *made);
 void relayi_cuda_step_forget(relayi_cuda_plan *cuda);
 
 /* Waits until no queued run has still to read the list. */

@@ -123,6 +123,35 @@ static void test_refusals(relay_device *device) {
     relay_forest_destroy(NULL);
 }
 
+/* An id outside the pool is found wherever it stands, and nothing behind a table is read. */
+static void test_block_ids(relay_device *device) {
+    static const int32_t wrong[] = {-1, INT32_MIN, 100, INT32_MAX};
+    int32_t query_start[2] = {0, 1};
+    char name[64];
+    relay_forest *forest;
+    CHECK(relay_forest_create(device, &forest) == RELAY_OK);
+    for (int32_t count = 1; count <= 40; count++) {
+        int32_t *ids = malloc((size_t)count * sizeof *ids); /* of the very size */
+        CHECK(ids != NULL);
+        for (int32_t i = 0; i < count; i++) ids[i] = i % 2 ? 99 : 0;
+        for (int32_t at = 0; at < 4 * count; at++) {
+            relay_forest_desc desc = relay_forest_desc_defaults();
+            relay_kv_span own = {.layout = RELAY_KV_PAGED, .length = count * 16 - at % 16, .block_table = ids}, kept;
+            desc.num_requests = 1, desc.num_blocks = 100, desc.query_start_loc = query_start, desc.own = &own;
+            CHECK(relay_forest_set(forest, &desc) == RELAY_OK && relay_forest_get_own(forest, 0, &kept) == RELAY_OK);
+            CHECK(memcmp(kept.block_table, ids, (size_t)count * sizeof *ids) == 0);
+            int32_t right = ids[at / 4];
+            ids[at / 4] = wrong[at % 4];
+            CHECK(relay_forest_set(forest, &desc) == RELAY_OUT_OF_RANGE);
+            snprintf(name, sizeof name, "own[0].block_table[%d]: %d", at / 4, wrong[at % 4]);
+            CHECK_CONTAINS(last_log, name);
+            ids[at / 4] = right;
+        }
+        free(ids);
+    }
+    relay_forest_destroy(forest);
+}
+
 /* What relay_forest_find must find, by brute force: the number of leading whole blocks that two
  * requests share before their new rows. */
 enum { WIDTH = 24, MOST = 40 };
@@ -240,6 +269,7 @@ int main(void) {
     relay_device *device = open_device();
     test_set(device);
     test_refusals(device);
+    test_block_ids(device);
     test_find(device);
     relay_device_close(device);
     return test_result();

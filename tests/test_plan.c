@@ -286,10 +286,50 @@ static void test_refusals(void) {
     relay_device_close(device);
 }
 
+/* What a plan notes of its forest, and refuses, is the same whatever the other requests' own tokens lie in. */
+static void test_own_tokens(void) {
+    enum { HALF = 1 << 29 };
+    static const int32_t ids[] = {0, 1, 2}, query_start[] = {0, 1, 2, 3};
+    relay_device *device = open_device(1);
+    relay_attention attention = relay_attention_defaults();
+    attention.num_heads = attention.num_kv_heads = 1;
+    attention.head_dim = 64;
+    relay_plan *plan;
+    relay_forest *forest;
+    CHECK(relay_plan_create(device, &attention, NULL, &plan) == RELAY_OK && relay_forest_create(device, &forest) == RELAY_OK);
+    for (int i = 0; i < 3 * 8; i++) { /* request r lies in pages where bit r is set */
+        relay_kv_span own[3];
+        int odd = i % 3, layouts = i / 3;
+        for (int r = 0; r < 3; r++)
+            own[r] = (relay_kv_span){.layout = layouts >> r & 1 ? RELAY_KV_PAGED : RELAY_KV_CONTIGUOUS, .length = 1,
+                                     .block_table = ids, .tensor_index = r};
+        relay_segment segment = {.parent = -1, .num_requests = 3,
+                                 .kv = {.layout = RELAY_KV_CONTIGUOUS, .length = HALF, .tensor_index = 1}};
+        relay_forest_desc desc = relay_forest_desc_defaults();
+        desc.num_requests = 3, desc.query_start_loc = query_start, desc.own = own, desc.num_blocks = 3;
+        desc.num_segments = 1, desc.segments = &segment, desc.block_size = HALF;
+        CHECK(relay_forest_set(forest, &desc) == RELAY_OK && relay_plan_build(plan, forest) == RELAY_OK);
+        CHECK(plan->uses_pages == (layouts > 0));
+        CHECK(plan->max_contiguous == (layouts & 4 ? 2 : 3));
+        own[odd].length = HALF; /* just fits */
+        CHECK(relay_forest_set(forest, &desc) == RELAY_OK && relay_plan_build(plan, forest) == RELAY_OK);
+        own[odd].length = HALF + 1;
+        CHECK(relay_forest_set(forest, &desc) == RELAY_OK && relay_plan_build(plan, forest) == RELAY_INVALID_ARGUMENT);
+        CHECK_CONTAINS(last_log, odd == 0 ? "request 0 is longer" : odd == 1 ? "request 1 is longer" : "request 2 is longer");
+        own[odd].length = 0; /* and a query row */
+        CHECK(relay_forest_set(forest, &desc) == RELAY_OK && relay_plan_build(plan, forest) == RELAY_INVALID_ARGUMENT);
+        CHECK_CONTAINS(last_log, "1 query rows and 0 tokens");
+    }
+    relay_plan_destroy(plan);
+    relay_forest_destroy(forest);
+    relay_device_close(device);
+}
+
 int main(void) {
     test_coverage();
     test_strategy();
     test_threads();
     test_refusals();
+    test_own_tokens();
     return test_result();
 }

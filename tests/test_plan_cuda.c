@@ -122,6 +122,8 @@ static void draw_batch(batch *b) {
     draw_segments(b, -1, 0, b->requests, 0);
 }
 
+static int32_t block_size = BLOCK_SIZE;
+
 static bool set_forest(const batch *b, relay_forest *forest) {
     relay_forest_desc desc = relay_forest_desc_defaults();
     desc.num_requests = b->requests;
@@ -130,7 +132,7 @@ static bool set_forest(const batch *b, relay_forest *forest) {
     desc.order = b->ordered ? b->order : NULL;
     desc.num_segments = b->segments;
     desc.segments = b->segment;
-    desc.block_size = BLOCK_SIZE;
+    desc.block_size = block_size;
     desc.num_blocks = 4096;
     return relay_forest_set(forest, &desc) == RELAY_OK;
 }
@@ -342,6 +344,22 @@ static void check_blocks(const relay_plan *plan, const relay_forest *forest) {
     free(r.written);
 }
 
+/* Units of one request's rows say where those begin and end, not a token further. */
+static void check_positions(const relay_plan *plan, const relay_forest *forest) {
+    const relayi_forest_content *content = relayi_forest_now(forest);
+    reader r = read_list(plan);
+    for (int32_t u = 0; u < r.header->num_units; u++) {
+        const relayi_cuda_unit *unit = unit_at(&r, u);
+        const relayi_cuda_row *first = &r.rows[unit->row_begin / plan->group];
+        const relayi_cuda_row *last = &r.rows[(unit->row_begin + unit->rows - 1) / plan->group];
+        bool one = last - first == last->source - first->source;
+        for (int32_t q = first->source + 1; one && q <= last->source; q++)
+            for (int32_t p = 0; p < content->num_requests; p++) one = one && content->query_start[p] != q;
+        CHECK(!one || (unit->min_position == first->position && unit->max_position == last->position) || unit->shape != RELAYI_CUDA_FLAT);
+    }
+    free(r.written);
+}
+
 /* The same info as a plan that was built from nothing. */
 static void check_info(const relay_plan *plan, const relay_forest *forest) {
     relay_plan *fresh = NULL;
@@ -399,6 +417,7 @@ static void test_steps(void) {
             stepped += step;
             CHECK(!step || (!options.repeatable && a.sliding_window == 0));
             check_blocks(plan, forest);
+            check_positions(plan, forest);
             if (j % 8 == 0) check_list(plan, b.query_start[b.requests]);
             if (j % 8 == 0) check_info(plan, forest);
         }
@@ -447,6 +466,94 @@ static void test_no_step(void) {
     CHECK(set_forest(&b, forest) && build_again(plan, forest));
     relay_plan_destroy(plan);
     relay_forest_destroy(forest);
+}
+
+/* Three requests over a prompt that is too short to be read once. */
+static void make_three(batch *b) {
+    *b = (batch){.requests = 3, .query_start = {0, 1, 2, 3}, .segments = 1};
+    for (int32_t i = 0; i < 4096; i++) b->ids[i] = i;
+    for (int32_t r = 0; r < 3; r++) b->own[r] = (relay_kv_span){.layout = RELAY_KV_PAGED, .length = 40, .block_table = b->ids + r * 64};
+    b->segment[0] = (relay_segment){.parent = -1, .num_requests = 3,
+                                    .kv = {.layout = RELAY_KV_PAGED, .length = 100, .block_table = b->ids + 1000}};
+}
+
+/* Tables that are others but of the same lengths are a step, to which no other place of a span is known. */
+static void test_moved_spans(void) {
+    static batch b;
+    relay_attention a = {.struct_size = sizeof a, .query_dtype = RELAY_BF16, .kv_dtype = RELAY_BF16, .output_dtype = RELAY_BF16,
+                         .num_heads = 1, .num_kv_heads = 1, .head_dim = 64};
+    const relay_plan_options options[] = {{.struct_size = sizeof *options}, {.struct_size = sizeof *options, .strategy = RELAY_STRATEGY_RELAY}};
+    const relay_kv_span in_tensor = {.layout = RELAY_KV_CONTIGUOUS, .length = 100, .tensor_index = 1};
+    for (int32_t i = 0; i < 4; i++) {
+        relay_plan *plan = NULL;
+        relay_forest *forest = NULL;
+        pretend(i % 2);
+        make_three(&b);
+        CHECK(relay_forest_create(&device, &forest) == RELAY_OK && set_forest(&b, forest));
+        CHECK(relay_plan_create(&device, &a, &options[i / 2], &plan) == RELAY_OK && relay_plan_build(plan, forest) == RELAY_OK);
+        b.own[1].block_table = b.ids + 2000;
+        b.segment[0].kv.block_table = b.ids + 3000;
+        CHECK(set_forest(&b, forest) && build_again(plan, forest));
+        check_blocks(plan, forest);
+        b.ids[2000] = b.ids[3000] = 7; /* the same table, other ids */
+        CHECK(set_forest(&b, forest) && build_again(plan, forest));
+        check_blocks(plan, forest);
+        b.own[1] = (relay_kv_span){.layout = RELAY_KV_CONTIGUOUS, .length = 40};
+        CHECK(set_forest(&b, forest) && !build_again(plan, forest));
+        CHECK(build_again(plan, forest));
+        b.own[1].tensor_index = 1;
+        CHECK(set_forest(&b, forest) && !build_again(plan, forest));
+        CHECK(relay_forest_move_segment(forest, 0, &in_tensor) == RELAY_OK && !build_again(plan, forest));
+        b.own[1] = b.own[0];
+        CHECK(set_forest(&b, forest) && !build_again(plan, forest));
+        block_size = 32;
+        CHECK(set_forest(&b, forest) && !build_again(plan, forest) && build_again(plan, forest));
+        block_size = BLOCK_SIZE;
+        relay_plan_destroy(plan);
+        relay_forest_destroy(forest);
+    }
+    pretend(false);
+}
+
+/* A request grows by single tokens: its last unit takes a quarter of a chunk more than the others have, or 64 tokens, and
+ * not one beyond; nor does it grow beyond the options' bounds. */
+static void test_how_far(int32_t max_tokens) {
+    static batch b;
+    relay_attention a = {.struct_size = sizeof a, .query_dtype = RELAY_BF16, .kv_dtype = RELAY_BF16, .output_dtype = RELAY_BF16,
+                         .num_heads = 1, .num_kv_heads = 1, .head_dim = 64};
+    relay_plan_options options = {.struct_size = sizeof options, .strategy = RELAY_STRATEGY_RELAY};
+    if (max_tokens > 0) options.max_requests = options.max_rows = 3, options.max_depth = 1, options.max_blocks = 3000, options.max_tokens = max_tokens;
+    for (int32_t i = 0; i < 2; i++) {
+        relay_plan *plan = NULL;
+        relay_forest *forest = NULL;
+        pretend(i);
+        make_three(&b);
+        b.own[1].length = 1500;
+        CHECK(relay_forest_create(&device, &forest) == RELAY_OK && set_forest(&b, forest));
+        CHECK(relay_plan_create(&device, &a, &options, &plan) == RELAY_OK && relay_plan_build(plan, forest) == RELAY_OK);
+        const relayi_cuda_run *run = read_list(plan).runs + 3; /* of request 1 by itself, behind two of 0 and the prompt's */
+        int32_t chunks = run->chunks, all = (1500 + RELAYI_CUDA_CUT - 1) / RELAYI_CUDA_CUT * RELAYI_CUDA_CUT;
+        if (i) all = (1500 + RELAYI_CUDA_PAGE - 1) / RELAYI_CUDA_PAGE * RELAYI_CUDA_PAGE;
+        int32_t grid = i ? RELAYI_CUDA_PAGE : RELAYI_CUDA_CUT, chunk = ((all + chunks - 1) / chunks + grid - 1) / grid * grid;
+        int32_t most = (chunks * chunk + (chunk / 4 > 64 ? chunk / 4 : 64)) / grid * grid;
+        if (max_tokens > 0 && max_tokens - 100 < most) most = max_tokens - 100;
+        while (b.own[1].length < most) {
+            b.own[1].length++;
+            CHECK(set_forest(&b, forest) && build_again(plan, forest));
+        }
+        b.own[1].length++;
+        CHECK(set_forest(&b, forest));
+        if (max_tokens > 0) {
+            CHECK(relay_plan_build(plan, forest) == RELAY_OUT_OF_RANGE);
+            b.own[1].length--;
+            CHECK(set_forest(&b, forest));
+        }
+        CHECK(!build_again(plan, forest)); /* after a failure, too */
+        check_list(plan, 3);
+        relay_plan_destroy(plan);
+        relay_forest_destroy(forest);
+    }
+    pretend(false);
 }
 
 /* Within its bounds a plan's layout never moves. */
@@ -592,6 +699,9 @@ int main(void) {
     test_coverage();
     test_steps();
     test_no_step();
+    test_moved_spans();
+    test_how_far(0);
+    test_how_far(1620);
     test_bounds();
     test_beyond_bounds();
     test_options();
