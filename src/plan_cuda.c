@@ -22,7 +22,8 @@ static const float token_cost[RELAYI_CUDA_NUM_SHAPES] = {1.0f, 1.6f, 3.0f};
 #define MIN_SAVING_HOPPER 64000 /* of all prompts together: bench/fit_cuda.py */
 #define MIN_SAVING_LONG 57000   /* the same with a prompt of so many tokens, which plain attention has to cut up */
 #define LONG_PROMPT 4096
-#define MIN_PLAIN_HOPPER 100000 /* tokens of plain attention that pay for the Hopper kernel's start */
+#define MIN_SAVING_BESIDE_OWN 300000 /* the same where requests have more tokens of their own */
+#define MIN_PLAIN_HOPPER 100000 /* tokens of plain attention that pay for the Hopper kernel's start; or one long request */
 #define EXTRA_STATES_PER_SLOT 256 /* states that cutting may add */
 
 typedef struct builder {
@@ -155,7 +156,7 @@ static void weigh_sharing(builder *b) {
     }
     for (int32_t r = 0; r < b->content->num_requests; r++)
         own += (int64_t)b->content->own[r].length * b->plan->attention.num_kv_heads;
-    b->shares_much = total >= least;
+    b->shares_much = total >= least && (total >= own || total >= MIN_SAVING_BESIDE_OWN);
     b->shares = b->shares_much || total >= 2 * own;
 }
 
@@ -730,19 +731,22 @@ static bool few_rows(const builder *b) {
     return true;
 }
 
-/* What requests read by themselves, in tokens of one kv head, all of it if nothing is relayed. */
-static int64_t plain_tokens(const builder *b) {
-    int64_t tokens = 0;
-    for (int32_t p = 0; p < b->content->num_requests; p++)
-        tokens += relayi_path_end(b->content, p) + b->content->own[b->content->order[p]].length;
-    return tokens * b->plan->attention.num_kv_heads;
+/* Requests that read all of their tokens by themselves are worth the Hopper kernel's start. */
+static bool plain_is_long(const builder *b) {
+    int64_t all = 0;
+    for (int32_t p = 0; p < b->content->num_requests; p++) {
+        int32_t tokens = relayi_path_end(b->content, p) + b->content->own[b->content->order[p]].length;
+        if (tokens >= LONG_PROMPT) return true;
+        all += tokens;
+    }
+    return all * b->plan->attention.num_kv_heads >= MIN_PLAIN_HOPPER;
 }
 
 /* Little that is shared, and short plain attention, are faster on the general kernel, which starts sooner. */
 static bool hopper_pays(const builder *b) {
     relay_strategy strategy = b->plan->options.strategy;
     if (strategy == RELAY_STRATEGY_RELAY || (strategy != RELAY_STRATEGY_PLAIN && (b->cuda->bounded || b->shares_much))) return true;
-    return !(strategy != RELAY_STRATEGY_PLAIN && b->shares) && plain_tokens(b) >= MIN_PLAIN_HOPPER;
+    return !(strategy != RELAY_STRATEGY_PLAIN && b->shares) && plain_is_long(b);
 }
 
 static relay_status choose_kernel(builder *b) {
