@@ -267,6 +267,15 @@ static void check_hopper(const reader *r) {
     for (int32_t u = 0; hopper && u < r->header->num_units; u++) check_hopper_unit(r, unit_at(r, u), u < tall);
 }
 
+/* The list, an output of head_dim floats for each state, and what lies beside it, loaded in 8 bytes. */
+static void check_workspace(const relay_plan *plan) {
+    relayi_cuda_workspace map = relayi_cuda_plan_workspace(plan);
+    size_t states = (size_t)plan->cuda->sizes.states;
+    CHECK(map.acc >= plan->cuda->list_bytes && map.acc % 16 == 0 && map.lse % 8 == 0);
+    CHECK(map.lse - map.acc >= states * (size_t)plan->attention.head_dim * sizeof(float));
+    CHECK(map.bytes - map.lse >= states * RELAYI_CUDA_STATE_STATS && map.bytes == relay_plan_workspace_bytes(plan));
+}
+
 static void check_list(const relay_plan *plan, int32_t rows) {
     enum { ROOM = 1 << 16 };
     static unsigned char seen[ROOM];
@@ -274,6 +283,7 @@ static void check_list(const relay_plan *plan, int32_t rows) {
     CHECK(r.header->num_rows == rows && r.header->next == 0 && plan->info.num_rows == rows);
     for (int32_t u = 0; u < r.header->num_units; u++) check_unit(&r, unit_at(&r, u));
     check_hopper(&r);
+    if (rows > 0) check_workspace(plan);
     int64_t twice = 0;
     for (int64_t s = 0; s < plan->cuda->sizes.states; s++) twice += r.written[s] > 1;
     CHECK_MSG(twice == 0, "%lld states are written by more than one unit", (long long)twice);
