@@ -483,7 +483,7 @@ static void test_moved_spans(void) {
     relay_attention a = {.struct_size = sizeof a, .query_dtype = RELAY_BF16, .kv_dtype = RELAY_BF16, .output_dtype = RELAY_BF16,
                          .num_heads = 1, .num_kv_heads = 1, .head_dim = 64};
     const relay_plan_options options[] = {{.struct_size = sizeof *options}, {.struct_size = sizeof *options, .strategy = RELAY_STRATEGY_RELAY}};
-    const relay_kv_span in_tensor = {.layout = RELAY_KV_CONTIGUOUS, .length = 100, .tensor_index = 1};
+    relay_kv_span in_tensor = {.layout = RELAY_KV_CONTIGUOUS, .length = 100};
     for (int32_t i = 0; i < 4; i++) {
         relay_plan *plan = NULL;
         relay_forest *forest = NULL;
@@ -503,7 +503,8 @@ static void test_moved_spans(void) {
         CHECK(build_again(plan, forest));
         b.own[1].tensor_index = 1;
         CHECK(set_forest(&b, forest) && !build_again(plan, forest));
-        CHECK(relay_forest_move_segment(forest, 0, &in_tensor) == RELAY_OK && !build_again(plan, forest));
+        for (in_tensor.tensor_index = 0; in_tensor.tensor_index < 2; in_tensor.tensor_index++)
+            CHECK(relay_forest_move_segment(forest, 0, &in_tensor) == RELAY_OK && !build_again(plan, forest));
         b.own[1] = b.own[0];
         CHECK(set_forest(&b, forest) && !build_again(plan, forest));
         block_size = 32;
