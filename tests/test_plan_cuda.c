@@ -583,6 +583,27 @@ static void test_most_blocks(void) {
     relay_forest_destroy(forest);
 }
 
+/* Rows of a request that fill more than one tile are no step. */
+static void test_several_tiles(void) {
+    static batch b;
+    relay_attention a = {.struct_size = sizeof a, .query_dtype = RELAY_BF16, .kv_dtype = RELAY_BF16, .output_dtype = RELAY_BF16,
+                         .num_heads = 8, .num_kv_heads = 1, .head_dim = 64};
+    const relay_plan_options options = {.struct_size = sizeof options, .strategy = RELAY_STRATEGY_RELAY};
+    relay_plan *plan = NULL;
+    relay_forest *forest = NULL;
+    pretend(true);
+    make_three(&b);
+    for (int32_t r = 0; r < 3; r++) b.query_start[r + 1] = 2 * (r + 1);
+    CHECK(relay_forest_create(&device, &forest) == RELAY_OK && set_forest(&b, forest));
+    CHECK(relay_plan_create(&device, &a, &options, &plan) == RELAY_OK && relay_plan_build(plan, forest) == RELAY_OK);
+    b.own[0].length++;
+    CHECK(set_forest(&b, forest) && !build_again(plan, forest));
+    check_list(plan, 6);
+    relay_plan_destroy(plan);
+    relay_forest_destroy(forest);
+    pretend(false);
+}
+
 /* Within its bounds a plan's layout never moves. */
 static void test_bounds(void) {
     static batch b;
@@ -730,6 +751,7 @@ int main(void) {
     test_how_far(0);
     test_how_far(1620);
     test_most_blocks();
+    test_several_tiles();
     test_bounds();
     test_beyond_bounds();
     test_options();
