@@ -24,6 +24,7 @@ static const char *kernel_name(relayi_cuda_kernel kernel, relay_dtype query, rel
     return query == kv && query != RELAY_F32 ? "pretended" : NULL;
 }
 
+static relay_status wait_answer = RELAY_OK;
 static int32_t waits; /* for runs that have not read their list */
 
 static relay_status event_create(int32_t device, void **event, relayi_cuda_error *error) {
@@ -38,7 +39,7 @@ static relay_status event_wait(int32_t device, void *event, relayi_cuda_error *e
     (void)error;
     CHECK(event != NULL);
     waits++;
-    return RELAY_OK;
+    return wait_answer;
 }
 
 static void event_destroy(int32_t device, void *event) {
@@ -336,6 +337,7 @@ static void check_blocks(const relay_plan *plan, const relay_forest *forest) {
     const relayi_forest_content *content = relayi_forest_now(forest);
     reader r = read_list(plan);
     const int32_t *ids = (const void *)(r.list + plan->cuda->ids);
+    CHECK(plan->cuda->ids + (size_t)content->num_ids * sizeof *ids <= plan->cuda->list_bytes); /* a run copies them all */
     for (int32_t u = 0; u < r.header->num_units; u++) {
         const relayi_cuda_unit *unit = unit_at(&r, u);
         int32_t source = r.rows[unit->row_begin / plan->group].source, position = 0;
@@ -405,7 +407,7 @@ static void test_steps(void) {
     for (int32_t i = 0; i < 60; i++) {
         pretend(i % 2);
         only_pages = i % 4 < 2;
-        most_rows_drawn = i % 3 ? 1 : 4;
+        most_rows_drawn = i % 5 < 3 ? 1 : 4;
         relay_attention a = draw_attention();
         if (i % 10) a.sliding_window = a.num_sink_tokens = 0;
         relay_plan_options options = {.struct_size = sizeof options, .strategy = (relay_strategy)(i % 3), .repeatable = i % 7 == 6};
@@ -474,6 +476,10 @@ static void test_no_step(void) {
     CHECK(set_forest(&b, forest) && !build_again(plan, forest));
     b.own[0].length++;
     CHECK(set_forest(&b, forest) && build_again(plan, forest));
+    wait_answer = RELAY_DEVICE_ERROR;
+    CHECK(relay_plan_build(plan, forest) == RELAY_DEVICE_ERROR);
+    wait_answer = RELAY_OK;
+    CHECK(!build_again(plan, forest)); /* after a failure all is made anew */
     relay_plan_destroy(plan);
     relay_forest_destroy(forest);
 }
@@ -493,7 +499,7 @@ static void test_moved_spans(void) {
     relay_attention a = {.struct_size = sizeof a, .query_dtype = RELAY_BF16, .kv_dtype = RELAY_BF16, .output_dtype = RELAY_BF16,
                          .num_heads = 1, .num_kv_heads = 1, .head_dim = 64};
     const relay_plan_options options[] = {{.struct_size = sizeof *options}, {.struct_size = sizeof *options, .strategy = RELAY_STRATEGY_RELAY}};
-    const relay_kv_span in_tensor = {.layout = RELAY_KV_CONTIGUOUS, .length = 100, .tensor_index = 1};
+    relay_kv_span in_tensor = {.layout = RELAY_KV_CONTIGUOUS, .length = 100};
     for (int32_t i = 0; i < 4; i++) {
         relay_plan *plan = NULL;
         relay_forest *forest = NULL;
@@ -513,7 +519,8 @@ static void test_moved_spans(void) {
         CHECK(build_again(plan, forest));
         b.own[1].tensor_index = 1;
         CHECK(set_forest(&b, forest) && !build_again(plan, forest));
-        CHECK(relay_forest_move_segment(forest, 0, &in_tensor) == RELAY_OK && !build_again(plan, forest));
+        for (in_tensor.tensor_index = 0; in_tensor.tensor_index < 2; in_tensor.tensor_index++)
+            CHECK(relay_forest_move_segment(forest, 0, &in_tensor) == RELAY_OK && !build_again(plan, forest));
         b.own[1] = b.own[0];
         CHECK(set_forest(&b, forest) && !build_again(plan, forest));
         block_size = 32;
@@ -563,6 +570,47 @@ static void test_how_far(int32_t max_tokens) {
         relay_plan_destroy(plan);
         relay_forest_destroy(forest);
     }
+    pretend(false);
+}
+
+/* Nor does a batch get more block ids than the options' bounds. */
+static void test_most_blocks(void) {
+    static batch b;
+    relay_attention a = {.struct_size = sizeof a, .query_dtype = RELAY_BF16, .kv_dtype = RELAY_BF16, .output_dtype = RELAY_BF16,
+                         .num_heads = 1, .num_kv_heads = 1, .head_dim = 64};
+    const relay_plan_options options = {.struct_size = sizeof options, .max_requests = 3, .max_rows = 3, .max_depth = 1,
+                                        .max_tokens = 1000, .max_blocks = 3 * 3 + 7};
+    relay_plan *plan = NULL;
+    relay_forest *forest = NULL;
+    make_three(&b);
+    CHECK(relay_forest_create(&device, &forest) == RELAY_OK && set_forest(&b, forest));
+    CHECK(relay_plan_create(&device, &a, &options, &plan) == RELAY_OK && relay_plan_build(plan, forest) == RELAY_OK);
+    b.own[0].length = 48;
+    CHECK(set_forest(&b, forest) && build_again(plan, forest));
+    b.own[0].length = 49;
+    CHECK(set_forest(&b, forest) && relay_plan_build(plan, forest) == RELAY_OUT_OF_RANGE);
+    relay_plan_destroy(plan);
+    relay_forest_destroy(forest);
+}
+
+/* Rows of a request that fill more than one tile are no step. */
+static void test_several_tiles(void) {
+    static batch b;
+    relay_attention a = {.struct_size = sizeof a, .query_dtype = RELAY_BF16, .kv_dtype = RELAY_BF16, .output_dtype = RELAY_BF16,
+                         .num_heads = 8, .num_kv_heads = 1, .head_dim = 64};
+    const relay_plan_options options = {.struct_size = sizeof options, .strategy = RELAY_STRATEGY_RELAY};
+    relay_plan *plan = NULL;
+    relay_forest *forest = NULL;
+    pretend(true);
+    make_three(&b);
+    for (int32_t r = 0; r < 3; r++) b.query_start[r + 1] = 2 * (r + 1);
+    CHECK(relay_forest_create(&device, &forest) == RELAY_OK && set_forest(&b, forest));
+    CHECK(relay_plan_create(&device, &a, &options, &plan) == RELAY_OK && relay_plan_build(plan, forest) == RELAY_OK);
+    b.own[0].length++;
+    CHECK(set_forest(&b, forest) && !build_again(plan, forest));
+    check_list(plan, 6);
+    relay_plan_destroy(plan);
+    relay_forest_destroy(forest);
     pretend(false);
 }
 
@@ -712,6 +760,8 @@ int main(void) {
     test_moved_spans();
     test_how_far(0);
     test_how_far(1620);
+    test_most_blocks();
+    test_several_tiles();
     test_bounds();
     test_beyond_bounds();
     test_options();
