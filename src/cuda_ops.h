@@ -26,12 +26,13 @@
 extern "C" {
 #endif
 
-#define RELAYI_CUDA_VERSION 3u /* counts up with every change of this file */
+#define RELAYI_CUDA_VERSION 4u /* counts up with every change of this file */
 #define RELAYI_CUDA_OPS_SYMBOL "relay_cuda_ops"
 #define RELAYI_CUDA_MAX_CONTIGUOUS 48 /* tensors of a run; they travel as kernel parameters */
 #define RELAYI_CUDA_HOPPER_CONTIGUOUS 4 /* of them, for the Hopper kernel */
 #define RELAYI_CUDA_HOPPER_TILE 96    /* tokens of its tiles of a prompt */
 #define RELAYI_CUDA_HOPPER_ROWS 8     /* stacked rows of its FLAT units */
+#define RELAYI_CUDA_HOPPER_WIDE 128   /* of its WIDE ones */
 #define RELAYI_CUDA_MAX_PARTS 48      /* of a fusion, likewise */
 #define RELAYI_CUDA_PAGE 16           /* page sizes are multiples of it, and so are cuts */
 #define RELAYI_CUDA_ALIGNMENT 16      /* bytes: of K/V bases and strides */
@@ -47,7 +48,10 @@ typedef enum relayi_cuda_shape {
 /* Which kernel a list is made for.  HOPPER's lists are GENERAL's too: TALL and WIDE units have one piece each,
  * whose tokens all rows see; FLAT units have at most RELAYI_CUDA_HOPPER_ROWS rows, their plan rows' positions
  * follow each other unless all see everything, and they lie at the end of the room for units, in falling
- * order of place: unit num_tall + i is entry unit_room - 1 - i.  (GENERAL's own lists: all are `tall`.) */
+ * order of place: unit num_tall + i is entry unit_room - 1 - i.  (GENERAL's own lists: all are `tall`.)
+ * Units 2i and 2i + 1, i < num_pairs, are WIDE with more than 64 rows each and attend the same tokens: two blocks
+ * that share what they read can take one each.  Who does takes pieces of work 2j and 2j + 1, j < num_pairs * kv heads, as
+ * RELAYI_CUDA_PAIRED_UNIT and _HEAD have them; all others are units in order, the kv heads of each side by side. */
 typedef enum relayi_cuda_kernel { RELAYI_CUDA_GENERAL = 0, RELAYI_CUDA_HOPPER = 1 } relayi_cuda_kernel;
 
 typedef struct relayi_cuda_header {
@@ -56,7 +60,8 @@ typedef struct relayi_cuda_header {
     uint32_t next; /* work handed out beyond the grid's first; back at 0 when a run is done */
     uint32_t next_flat; /* the same of FLAT units, if a kernel counts them by themselves */
     uint32_t arrived; /* blocks that have finished their units: its highest bit turns over with every run */
-    int32_t reserved[2];
+    int32_t num_pairs; /* of units, first of all */
+    int32_t reserved[1];
 } relayi_cuda_header;
 
 /* Tokens [begin, end) of a span whose first token is at global position `start`; begin is a multiple
@@ -82,6 +87,10 @@ typedef struct relayi_cuda_unit {
 
 /* Entry of unit number `unit`. */
 #define RELAYI_CUDA_ENTRY(unit, tall, room) ((unit) < (tall) ? (unit) : (room) - 1 - ((unit) - (tall)))
+
+/* Unit and kv head of a pair's piece of work. */
+#define RELAYI_CUDA_PAIRED_UNIT(work, kv_heads) ((work) / 2 / (kv_heads) * 2 + (work) % 2)
+#define RELAYI_CUDA_PAIRED_HEAD(work, kv_heads) ((work) / 2 % (kv_heads))
 
 typedef struct relayi_cuda_row {
     int32_t source, position; /* row of the caller's tensors; global position */
@@ -133,6 +142,7 @@ typedef struct relayi_cuda_attend {
     int32_t max_work;                /* units * kv heads, at most */
     int32_t split_merge;             /* 1: eight warps merge a (row, head) */
     relayi_cuda_kernel kernel;
+    int32_t may_pair;                /* the list has pairs of units, or a later one may */
     int64_t num_blocks;              /* of the pools */
     int32_t num_contiguous;
     relayi_cuda_params params;

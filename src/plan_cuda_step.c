@@ -112,7 +112,8 @@ static bool from_end(const relayi_cuda_plan *cuda, const relayi_cuda_cut *cut) {
 
 static relayi_cuda_unit *unit_of(const relayi_cuda_plan *cuda, const relayi_cuda_cut *cut, int64_t number) {
     relayi_cuda_unit *units = (void *)((char *)cuda->list + cuda->units);
-    number += cut->first_unit;
+    int64_t paired = 2 * (int64_t)cut->pairs * cut->chunks;
+    number += number < paired ? cut->first_pair : cut->first_unit - paired;
     return &units[from_end(cuda, cut) ? cuda->sizes.units - 1 - number : number];
 }
 

@@ -127,6 +127,13 @@ static bool hopper_takes(const relay_plan *plan, const relay_run_args *args) {
     return takes;
 }
 
+/* A graph keeps its kernel: with bounds, the one for pairs where a batch within them may have some. */
+static bool may_pair(const relay_plan *plan) {
+    const relayi_cuda_header *header = plan->cuda->list;
+    if (!plan->cuda->bounded) return header->num_pairs > 0;
+    return (int64_t)plan->options.max_rows * plan->group > RELAYI_CUDA_HOPPER_WIDE;
+}
+
 static relayi_cuda_params make_params(const relay_plan *plan, const relay_run_args *args) {
     const relay_attention *a = &plan->attention;
     relayi_cuda_params p = {.heads = a->num_heads, .kv_heads = a->num_kv_heads, .group = plan->group,
@@ -153,6 +160,7 @@ relay_status relayi_run_on_cuda(const relay_plan *plan, const relay_run_args *ar
                                .copied = cuda->copied,
                                .max_work = work < INT32_MAX ? (int32_t)work : INT32_MAX,
                                .kernel = hopper_takes(plan, args) ? RELAYI_CUDA_HOPPER : RELAYI_CUDA_GENERAL,
+                               .may_pair = may_pair(plan),
                                .num_blocks = plan->uses_pages ? args->key_pool.shape[0] : 0,
                                .params = make_params(plan, args)};
     point_at_spans(plan, args, &call);

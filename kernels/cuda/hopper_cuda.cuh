@@ -9,13 +9,14 @@
 #include "hopper_user.cuh"
 
 /* By the block's first warp. */
-template <int D> DEVICE void prepare_block(const hopper_params &p, const hopper_block<D> &b) {
+template <int D, bool PAIRED> DEVICE void prepare_block(const hopper_params &p, const hopper_block<D> &b) {
     using S = hopper_sizes<D>;
     constexpr int user_first = 2 * S::slots + 2 * HOPPER_UNIT_QUEUE;
     int lane = threadIdx.x;
     for (int i = lane; i < S::num_barriers; i += 32) {
-        bool emptied = (i >= S::slots && i < 2 * S::slots) || (i >= 2 * S::slots + HOPPER_UNIT_QUEUE && i < user_first);
-        barrier_init(b.barrier(i), emptied ? HOPPER_CONSUMERS * 4 : 1);
+        bool slot = i >= S::slots && i < 2 * S::slots, unit = i >= 2 * S::slots + HOPPER_UNIT_QUEUE && i < user_first;
+        bool emptied = slot || unit || i == S::num_barriers - 1;
+        barrier_init(b.barrier(i), (emptied ? HOPPER_CONSUMERS * 4 : 1) * (PAIRED && slot ? 2 : 1));
     }
     if (lane < S::slots) store_tag(b.tag(lane), 0xFFFFFFFFu);
     barriers_ready();
@@ -26,16 +27,18 @@ template <int D> DEVICE void prepare_block(const hopper_params &p, const hopper_
     pass(HOPPER_READY + HOPPER_FEEDERS, HOPPER_USER_WARPS * 16 + 32);
 }
 
-template <typename T, int D>
+/* PAIRED: launched in clusters of two blocks, which can take pairs of units. */
+template <typename T, int D, bool PAIRED>
 __global__ void __launch_bounds__(HOPPER_THREADS, 1) attend_hopper(const __grid_constant__ hopper_params p) {
     extern __shared__ __align__(1024) char hopper_shared[];
     hopper_block<D> b(hopper_shared);
-    if (threadIdx.x < 32) prepare_block<D>(p, b);
+    if (threadIdx.x < 32) prepare_block<D, PAIRED>(p, b);
+    if (PAIRED) cluster_arrive();
     if (!p.inside) start_dependents();
     int group = threadIdx.x / 128;
     if (group < HOPPER_CONSUMERS) {
         registers_more<176>();
-        consume<T, D>(p, b);
+        consume<T, D, PAIRED>(p, b);
         registers_fewer<112>();
     } else if (group == HOPPER_CONSUMERS) {
         registers_fewer<112>();
@@ -44,15 +47,20 @@ __global__ void __launch_bounds__(HOPPER_THREADS, 1) attend_hopper(const __grid_
         registers_fewer<48>();
         int warp = threadIdx.x % 128 / 32;
         if (warp == 0) {
-            produce<D>(p, b);
+            produce<D, PAIRED>(p, b);
+            return;
         } else if (warp < 3) {
             feed_users<D>(p, b);
         } else if (p.inside) {
             touch_rows(p);
         }
+        __syncwarp();
+        if (PAIRED) cluster_wait(); /* long past: an arrival without a wait would leave the barrier in doubt */
         return;
     }
     if (p.inside) finish<D>(p, b);
+    __syncwarp();
+    if (PAIRED) cluster_wait();
 }
 
 /* ---- tensor maps ------------------------------------------------------------- */
@@ -122,29 +130,62 @@ template <int D> static cudaError_t make_maps(const relayi_cuda_attend *call, ho
     return error;
 }
 
+template <typename T, int D, bool PAIRED>
+static cudaError_t launch_blocks(const hopper_params &p, int multiprocessors, cudaStream_t stream) {
+    constexpr int bytes = hopper_sizes<D>::bytes;
+    cudaLaunchAttribute attributes[2] = {};
+    cudaLaunchConfig_t config = {};
+    config.gridDim = static_cast<unsigned>(multiprocessors);
+    config.blockDim = HOPPER_THREADS;
+    config.dynamicSmemBytes = bytes;
+    config.stream = stream;
+    config.attrs = attributes;
+    if (PAIRED) {
+        attributes[config.numAttrs].id = cudaLaunchAttributeClusterDimension;
+        attributes[config.numAttrs].val.clusterDim.x = 2;
+        attributes[config.numAttrs].val.clusterDim.y = attributes[config.numAttrs].val.clusterDim.z = 1;
+        config.numAttrs++;
+    }
+    if (p.inside) { /* blocks wait for each other: all run at once, or none */
+        attributes[config.numAttrs].id = cudaLaunchAttributeCooperative;
+        attributes[config.numAttrs++].val.cooperative = 1;
+    }
+    cudaError_t error = cudaFuncSetAttribute(attend_hopper<T, D, PAIRED>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+    return error != cudaSuccess ? error : cudaLaunchKernelEx(&config, attend_hopper<T, D, PAIRED>, p);
+}
+
+/* All multiprocessors can be had in clusters of two. */
+template <typename T, int D> static bool has_clusters(int multiprocessors) {
+    constexpr int bytes = hopper_sizes<D>::bytes;
+    cudaLaunchAttribute attribute = {};
+    attribute.id = cudaLaunchAttributeClusterDimension;
+    attribute.val.clusterDim.x = 2;
+    attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
+    cudaLaunchConfig_t config = {};
+    config.gridDim = static_cast<unsigned>(multiprocessors);
+    config.blockDim = HOPPER_THREADS;
+    config.dynamicSmemBytes = bytes;
+    config.attrs = &attribute;
+    config.numAttrs = 1;
+    int clusters = 0;
+    cudaError_t error = cudaFuncSetAttribute(attend_hopper<T, D, true>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+    if (error == cudaSuccess) error = cudaOccupancyMaxActiveClusters(&clusters, attend_hopper<T, D, true>, &config);
+    if (error != cudaSuccess) cudaGetLastError();
+    return error == cudaSuccess && 2 * clusters >= multiprocessors;
+}
+
 template <typename T, int D>
 static cudaError_t launch_hopper(const relayi_cuda_attend *call, int multiprocessors, cudaStream_t stream) {
-    constexpr int bytes = hopper_sizes<D>::bytes;
     hopper_params p = {};
     static_cast<relayi_cuda_params &>(p) = call->params;
     p.flat_slots = multiprocessors * HOPPER_USER_WARPS;
     p.inside = relayi_cuda_merges_inside(call);
     p.output_f16 = call->output_dtype == RELAY_F16;
     cudaError_t error = make_maps<D>(call, &p);
-    if (error == cudaSuccess)
-        error = cudaFuncSetAttribute(attend_hopper<T, D>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
     if (error != cudaSuccess) return error;
-    cudaLaunchAttribute together = {}; /* blocks wait for each other: all run at once, or none */
-    together.id = cudaLaunchAttributeCooperative;
-    together.val.cooperative = 1;
-    cudaLaunchConfig_t config = {};
-    config.gridDim = static_cast<unsigned>(multiprocessors);
-    config.blockDim = HOPPER_THREADS;
-    config.dynamicSmemBytes = bytes;
-    config.stream = stream;
-    config.attrs = &together;
-    config.numAttrs = p.inside ? 1 : 0;
-    return cudaLaunchKernelEx(&config, attend_hopper<T, D>, p);
+    bool paired = call->may_pair && multiprocessors % 2 == 0 && has_clusters<T, D>(multiprocessors);
+    return paired ? launch_blocks<T, D, true>(p, multiprocessors, stream)
+                  : launch_blocks<T, D, false>(p, multiprocessors, stream);
 }
 
 #define RELAY_CUDA_HOPPER(D)                                                                                        \

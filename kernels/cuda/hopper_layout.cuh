@@ -22,7 +22,8 @@ enum {
     HOPPER_USER_WARPS = 4,
     HOPPER_FIRST_USER = 8,     /* warps */
     HOPPER_FIRST_FEEDER = 13,
-    HOPPER_UNIT_QUEUE = 2
+    HOPPER_UNIT_QUEUE = 2,
+    HOPPER_PAIR = 1            /* a warp's share of the arrivals at a slot that a cluster's blocks fill together */
 };
 
 /* K and V of the pool and of contiguous tensors as the copy engine sees them. */
@@ -47,7 +48,7 @@ template <int D> struct hopper_sizes {
     static constexpr int ring_at = 0, query_at = slots * slot;
     static constexpr int user_at = query_at + HOPPER_CONSUMERS * query;
     static constexpr int barriers_at = user_at + HOPPER_USER_WARPS * user_ring;
-    static constexpr int num_barriers = 2 * slots + 2 * HOPPER_UNIT_QUEUE + 2 * HOPPER_USER_WARPS * user_stages;
+    static constexpr int num_barriers = 2 * slots + 2 * HOPPER_UNIT_QUEUE + 2 * HOPPER_USER_WARPS * user_stages + 1;
     static constexpr int units_at = barriers_at + (num_barriers * 8 + 63) / 64 * 64;
     static constexpr int stats_at = units_at + HOPPER_UNIT_QUEUE * 128;
     static constexpr int tags_at = stats_at + HOPPER_CONSUMERS * 32 * 16;
@@ -80,13 +81,17 @@ template <int D> struct hopper_block {
     DEVICE uint32_t user_empty(int warp, int stage) const {
         return barrier(2 * S::slots + 2 * HOPPER_UNIT_QUEUE + (HOPPER_USER_WARPS + warp) * S::user_stages + stage);
     }
+    /* The cluster's other block lets go of this one. */
+    DEVICE uint32_t parted() const { return barrier(S::num_barriers - 1); }
 };
 
 /* A unit on its way from the producer to the consumers. */
 struct hopper_unit {
     relayi_cuda_unit unit;
     int32_t kv_head; /* -1: no more */
-    int32_t tiles, pad[14];
+    int32_t tiles;
+    int32_t pair; /* the cluster's other block has the same tokens */
+    int32_t pad[13];
 };
 static_assert(sizeof(hopper_unit) == 128 && sizeof(relayi_cuda_unit) == 64, "the queue's entries");
 
@@ -112,6 +117,10 @@ DEVICE bool in_room(const hopper_params &p, uint32_t work) { return work < stati
 DEVICE uint32_t tall_total(const hopper_params &p) {
     return static_cast<uint32_t>(header_of(p)->num_tall) * static_cast<uint32_t>(p.kv_heads);
 }
+/* Pieces of work that the blocks of a cluster take together: the first ones. */
+DEVICE uint32_t paired_total(const hopper_params &p) {
+    return 2 * static_cast<uint32_t>(header_of(p)->num_pairs) * static_cast<uint32_t>(p.kv_heads);
+}
 DEVICE uint32_t flat_total(const hopper_params &p) {
     return static_cast<uint32_t>(header_of(p)->num_units - header_of(p)->num_tall) * static_cast<uint32_t>(p.kv_heads);
 }
@@ -120,18 +129,21 @@ DEVICE uint32_t flat_total(const hopper_params &p) {
 enum { HOPPER_CONSUME, HOPPER_USERS, HOPPER_PRODUCER, HOPPER_FEEDERS, HOPPER_READY = 10 /* the first role's number */ };
 DEVICE void await_ready(int role, int threads) { meet(HOPPER_READY + role, threads + (role == HOPPER_CONSUME ? 0 : 32)); }
 
-/* The first unit of a user warp or of the producer, whether or not there is one: lane i < 16 has word i of its entry. */
+/* The first unit of a user warp or of the producer, whether or not there is one: lane i < 16 has word i of its entry.
+ * The producer of a cluster has, in lane 16 + i, word i of its entry if that is a pair's. */
 struct first_unit {
     uint32_t work, word;
 
-    DEVICE explicit first_unit(const hopper_params &p) {
+    DEVICE explicit first_unit(const hopper_params &p, bool clustered = false) {
         int lane = threadIdx.x % 32, user = static_cast<int>(threadIdx.x) / 32 - HOPPER_FIRST_USER;
         bool users = user < HOPPER_USER_WARPS;
         work = blockIdx.x + (users ? gridDim.x * static_cast<uint32_t>(user) : 0);
         word = 0;
-        if (lane >= 16 || !in_room(p, work)) return;
-        const relayi_cuda_unit *entry = users ? flat_entry(p, work) : section_of<relayi_cuda_unit>(p, p.units) + work / p.kv_heads;
-        word = reinterpret_cast<const uint32_t *>(entry)[lane];
+        if ((lane >= 16 && !clustered) || !in_room(p, work)) return;
+        uint32_t unit = lane < 16 ? work / p.kv_heads : RELAYI_CUDA_PAIRED_UNIT(work, p.kv_heads);
+        if (unit >= static_cast<uint32_t>(p.unit_room)) return;
+        const relayi_cuda_unit *entry = users ? flat_entry(p, work) : section_of<relayi_cuda_unit>(p, p.units) + unit;
+        word = reinterpret_cast<const uint32_t *>(entry)[lane % 16];
     }
     /* The entry, whole, in every lane. */
     DEVICE relayi_cuda_unit unit() const {

@@ -6,28 +6,24 @@
 
 /* ---- producer ---------------------------------------------------------------- */
 
-/* One slot of the ring: K (which 0) or V of the tile that begins at `token`.  `block`: lane i has the page
- * of tokens [16i, +16) of the tile. */
+/* One slot of the ring: K (which 0) or V of the tile that begins at `token`.  `page`: lane i has the page
+ * of tokens [16i, +16) of the tile.  Of a pair each block sends every other page, to both. */
 template <int D>
 DEVICE void fill_slot(const hopper_params &p, const hopper_block<D> &b, const relayi_cuda_piece &piece, int kv_head,
-                      int which, int token, page_place page, uint32_t slot, uint64_t policy) {
+                      bool pair, int which, int token, page_place page, uint32_t slot, uint64_t policy) {
     using S = hopper_sizes<D>;
     int lane = threadIdx.x % 32, left = min(piece.end - token, static_cast<int>(HOPPER_TILE));
-    if (piece.tensor < 0) {
-        int pages = (left + PAGE - 1) / PAGE;
-        if (lane == 0) barrier_expect(b.full(slot), pages * S::page);
-        __syncwarp();
-        if (lane < pages)
-            copy_box5(b.ring(slot) + lane * S::page, &p.pool[which], b.full(slot), policy, kv_head * S::halves,
-                      page.inside / 8, page.block);
-    } else {
-        int groups = (left + 7) / 8;
-        if (lane == 0) barrier_expect(b.full(slot), groups * S::group);
-        __syncwarp();
-        if (lane < groups)
-            copy_box3(b.ring(slot) + lane * S::group, &p.spans[piece.tensor][which], b.full(slot), policy,
-                      token + lane * 8, kv_head * S::halves);
-    }
+    bool paged = piece.tensor < 0, mine = !pair || lane % 2 == blockIdx.x % 2;
+    int copies = paged ? (left + PAGE - 1) / PAGE : (left + 7) / 8, bytes = paged ? S::page : S::group;
+    if (lane == 0) barrier_expect(b.full(slot), copies * bytes);
+    __syncwarp();
+    if (lane >= copies || !mine) return;
+    uint32_t to = b.ring(slot) + lane * bytes, full = b.full(slot);
+    int head = kv_head * S::halves;
+    if (paged && pair) copy_box5_both(to, &p.pool[which], full, policy, head, page.inside / 8, page.block);
+    else if (paged) copy_box5(to, &p.pool[which], full, policy, head, page.inside / 8, page.block);
+    else if (pair) copy_box3_both(to, &p.spans[piece.tensor][which], full, policy, token + lane * 8, head);
+    else copy_box3(to, &p.spans[piece.tensor][which], full, policy, token + lane * 8, head);
 }
 
 /* The page of lane's tokens [16 lane, +16) of a tile. */
@@ -65,7 +61,7 @@ template <int D> struct ring_writer {
 
 template <int D>
 DEVICE void fill_unit(const hopper_params &p, const hopper_block<D> &b, const relayi_cuda_piece &piece, int kv_head,
-                      ring_order order, ring_writer<D> &writer, uint64_t policy) {
+                      bool pair, ring_order order, ring_writer<D> &writer, uint64_t policy) {
     bool slow = writer.number == 0 && order.tiles >= SLOW_START;
     page_place now = page_of(p, piece, piece.begin), last = {}, before = {}; /* tiles j, j - 1, j - 2 */
 #pragma unroll 1
@@ -74,14 +70,14 @@ DEVICE void fill_unit(const hopper_params &p, const hopper_block<D> &b, const re
         page_place next = j + 1 < order.tiles ? page_of(p, piece, token + HOPPER_TILE) : page_place{};
         if (j < order.tiles) {
             writer.wait(b);
-            fill_slot<D>(p, b, piece, kv_head, 0, token, now, writer.slot, policy);
+            fill_slot<D>(p, b, piece, kv_head, pair, 0, token, now, writer.slot, policy);
             if (slow && j == 0) barrier_wait(b.full(writer.slot), 0);
             writer.next();
         }
         if (j >= order.step) {
             writer.wait(b);
-            fill_slot<D>(p, b, piece, kv_head, 1, token - order.step * HOPPER_TILE, order.step == 1 ? last : before,
-                         writer.slot, policy);
+            fill_slot<D>(p, b, piece, kv_head, pair, 1, token - order.step * HOPPER_TILE,
+                         order.step == 1 ? last : before, writer.slot, policy);
             writer.next();
         }
         before = last;
@@ -90,14 +86,37 @@ DEVICE void fill_unit(const hopper_params &p, const hopper_block<D> &b, const re
     }
 }
 
-template <int D> DEVICE void produce(const hopper_params &p, const hopper_block<D> &b) {
+/* A block's pieces of work: without pairs its first by its number, all others off the counter.  Pairs, and the first
+ * that is none, go by the block's number: a cluster's blocks need not tell each other what they take. */
+template <bool PAIRED> struct work_taker {
+    uint32_t paired; /* pieces of work, of all blocks */
+
+    DEVICE bool pair(uint32_t work) const { return PAIRED && work < paired; }
+    DEVICE uint32_t unit(const hopper_params &p, uint32_t work) const {
+        return pair(work) ? RELAYI_CUDA_PAIRED_UNIT(work, p.kv_heads) : work / p.kv_heads;
+    }
+    DEVICE int kv_head(const hopper_params &p, uint32_t work) const {
+        return static_cast<int>(pair(work) ? RELAYI_CUDA_PAIRED_HEAD(work, p.kv_heads) : work % p.kv_heads);
+    }
+    /* The one after `work`; in the first lane. */
+    DEVICE uint32_t next(const hopper_params &p, uint32_t work) const {
+        if (pair(work)) return work + gridDim.x;
+        uint32_t taken = 0;
+        if (threadIdx.x % 32 == 0) taken = atomicAdd(&static_cast<relayi_cuda_header *>(p.list)->next, 1u);
+        return (PAIRED ? paired : 0) + gridDim.x + taken;
+    }
+};
+
+template <int D, bool PAIRED> DEVICE void produce(const hopper_params &p, const hopper_block<D> &b) {
     using S = hopper_sizes<D>;
     int lane = threadIdx.x % 32;
-    relayi_cuda_header *header = static_cast<relayi_cuda_header *>(p.list);
     const uint32_t *words = section_of<uint32_t>(p, p.units);
-    const first_unit first(p);
+    const first_unit first(p, PAIRED);
     uint32_t work = first.work, word = first.word, total = tall_total(p);
+    const work_taker<PAIRED> taker = {PAIRED ? paired_total(p) : 0};
+    if (taker.pair(work)) word = __shfl_down_sync(0xFFFFFFFF, word, 16);
     await_ready(HOPPER_PRODUCER, 32);
+    if (PAIRED) cluster_wait(); /* the other block's barriers are ready too */
     uint64_t policy = read_again_policy();
     ring_writer<D> writer;
 #pragma unroll 1
@@ -107,20 +126,21 @@ template <int D> DEVICE void produce(const hopper_params &p, const hopper_block<
         barrier_wait(b.unit_empty(entry), (i / HOPPER_UNIT_QUEUE & 1) ^ 1);
         if (lane < 16) reinterpret_cast<uint32_t *>(&to->unit)[lane] = word;
         __syncwarp();
-        int kv_head = work < total ? static_cast<int>(work % p.kv_heads) : -1;
+        int kv_head = work < total ? taker.kv_head(p, work) : -1;
+        bool pair = taker.pair(work);
         relayi_cuda_piece piece = to->unit.first;
         ring_order order = {(piece.end - piece.begin + HOPPER_TILE - 1) / HOPPER_TILE, to->unit.rows > 64 ? 1 : 2};
         if (lane == 0) {
             to->kv_head = kv_head;
             to->tiles = order.tiles;
+            to->pair = pair;
             barrier_arrive(b.unit_full(entry), 1);
         }
         if (kv_head < 0) break;
-        uint32_t more = 0;
-        if (lane == 0) more = gridDim.x + atomicAdd(&header->next, 1u);
-        fill_unit<D>(p, b, piece, kv_head, order, writer, policy);
+        uint32_t more = taker.next(p, work);
+        fill_unit<D>(p, b, piece, kv_head, pair, order, writer, policy);
         work = __shfl_sync(0xFFFFFFFF, more, 0);
-        if (work < total && lane < 16) word = words[work / p.kv_heads * 16 + lane];
+        if (work < total && lane < 16) word = words[taker.unit(p, work) * 16 + lane];
     }
 }
 
@@ -144,10 +164,14 @@ template <int D> struct ring_reader {
     DEVICE void wait(const hopper_block<D> &b, uint32_t number) const {
         barrier_wait(b.full(slot(number)), (base + number) / hopper_sizes<D>::slots & 1);
     }
-    /* Each of a consumer's warps lets go of a slot; `share`: of the eight arrivals, this warp's. */
-    DEVICE void release(const hopper_block<D> &b, uint32_t number, uint32_t share) const {
+    /* Each of a consumer's warps lets go of a slot; `share`: of a block's arrivals that are waited for, this warp's.
+     * In a cluster a slot is filled for both blocks when both have let go of it: HOPPER_PAIR, one arrival at each. */
+    template <bool PAIRED> DEVICE void release(const hopper_block<D> &b, uint32_t number, uint32_t share) const {
         __syncwarp();
-        if (threadIdx.x % 32 == 0) barrier_arrive(b.empty(slot(number)), share);
+        if (threadIdx.x % 32 > 0) return;
+        uint32_t empty = b.empty(slot(number));
+        barrier_arrive(empty, share);
+        if (PAIRED && share == HOPPER_PAIR) barrier_arrive_other(empty);
     }
 };
 
@@ -265,11 +289,11 @@ template <int D> DEVICE void clear_tail(const hopper_block<D> &b, uint32_t slot,
     meet(1 + consumer, 128);
 }
 
-/* One unit's tiles first, first + step, ... */
-template <typename T, int D>
+/* One unit's tiles first, first + step, ...; `share`: see release. */
+template <typename T, int D, bool PAIRED>
 DEVICE void attend_prompt(const hopper_params &p, const hopper_block<D> &b, const ring_reader<D> &ring, ring_order order,
-                          int tokens, int consumer, prompt_state<D> &state) {
-    uint32_t weights[6][4], share = order.step, query = b.query(consumer);
+                          uint32_t share, int tokens, int consumer, prompt_state<D> &state) {
+    uint32_t weights[6][4], query = b.query(consumer);
     float s[48], unit = p.scale * LOG2E, scale[2];
     int tile = order.step == 2 ? consumer : 0;
 #pragma unroll
@@ -282,7 +306,7 @@ DEVICE void attend_prompt(const hopper_params &p, const hopper_block<D> &b, cons
     start_scores<T, D>(s, query, b.ring(ring.slot(order.key(tile))));
     products_wait<0>();
     pin_registers(s);
-    ring.release(b, order.key(tile), share);
+    ring.template release<PAIRED>(b, order.key(tile), share);
     if (tokens - tile * HOPPER_TILE < HOPPER_TILE) hide_tail(s, tokens - tile * HOPPER_TILE);
     weigh<D>(s, unit, state, scale);
     pack_weights<T>(s, weights);
@@ -299,14 +323,14 @@ DEVICE void attend_prompt(const hopper_params &p, const hopper_block<D> &b, cons
         if (order.step == 1) pass(5 - consumer, 256);
         products_wait<1>();
         pin_registers(s);
-        ring.release(b, key, share);
+        ring.template release<PAIRED>(b, key, share);
         if (tokens - next * HOPPER_TILE < HOPPER_TILE) hide_tail(s, tokens - next * HOPPER_TILE);
         bool scaled = weigh<D>(s, unit, state, scale);
         /* done long ago; but a wait that hangs on the sums keeps the compiler from weighing after it */
         ring.wait(b, value + (state.sum[0] + state.sum[1] == -1.0f ? 1 : 0));
         products_wait<0>();
         pin_registers(state.acc);
-        ring.release(b, value, share);
+        ring.template release<PAIRED>(b, value, share);
         if (scaled) scale_sums<D>(state, scale);
         pack_weights<T>(s, weights);
     }
@@ -317,7 +341,7 @@ DEVICE void attend_prompt(const hopper_params &p, const hopper_block<D> &b, cons
     start_values<T, D>(state, weights, b.ring(slot));
     products_wait<0>();
     pin_registers(state.acc);
-    ring.release(b, value, share);
+    ring.template release<PAIRED>(b, value, share);
 }
 
 template <int D> DEVICE void complete_prompt(prompt_state<D> &state) {
@@ -401,7 +425,14 @@ DEVICE void store_prompt(const hopper_params &p, const relayi_cuda_unit &unit, i
     }
 }
 
-template <typename T, int D> DEVICE void consume(const hopper_params &p, const hopper_block<D> &b) {
+/* A block may not end while the other one of its cluster still has slots to let go of here. */
+template <int D> DEVICE void part_from_other(const hopper_block<D> &b) {
+    __syncwarp();
+    if (threadIdx.x % 32 == 0) barrier_arrive_other(b.parted());
+    barrier_wait(b.parted(), 0);
+}
+
+template <typename T, int D, bool PAIRED> DEVICE void consume(const hopper_params &p, const hopper_block<D> &b) {
     using S = hopper_sizes<D>;
     int consumer = uniform(threadIdx.x / 128);
     ring_reader<D> ring = {0};
@@ -421,7 +452,8 @@ template <typename T, int D> DEVICE void consume(const hopper_params &p, const h
         int first = order.step == 1 ? consumer * 64 : 0;
         load_prompt_queries<T, D>(p, unit, kv_head, first, b.memory + S::query_at + consumer * S::query);
         meet(1 + consumer, 128);
-        attend_prompt<T, D>(p, b, ring, order, unit.first.end - unit.first.begin, consumer, state);
+        int share = !PAIRED ? order.step : from->pair ? HOPPER_PAIR : 2 * order.step;
+        attend_prompt<T, D, PAIRED>(p, b, ring, order, uniform(share), unit.first.end - unit.first.begin, consumer, state);
         complete_prompt<D>(state);
         if (order.step == 2) {
             float half[D / 4];
@@ -435,6 +467,7 @@ template <typename T, int D> DEVICE void consume(const hopper_params &p, const h
         __syncwarp();
         if (threadIdx.x % 32 == 0) barrier_arrive(b.unit_empty(entry), 1);
     }
+    if (PAIRED && !p.inside) part_from_other<D>(b); /* else all blocks wait for all */
 }
 
 #endif

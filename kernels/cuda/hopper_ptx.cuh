@@ -42,6 +42,25 @@ DEVICE void barrier_wait(uint32_t barrier, uint32_t parity) {
 /* Makes initialised barriers visible to the copy engine. */
 DEVICE void barriers_ready() { asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); }
 
+/* ---- clusters of two blocks --------------------------------------------------- */
+
+/* The same address in the cluster's other block. */
+DEVICE uint32_t in_other(uint32_t address) {
+    uint32_t there;
+    asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(address), "r"(blockIdx.x % 2 ^ 1));
+    return there;
+}
+/* An arrival at the other block's barrier, so much released as the default says: `.release.cluster`, spelt out, is a
+ * fence of all memory. */
+DEVICE void barrier_arrive_other(uint32_t barrier) {
+    asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(in_other(barrier)) : "memory");
+}
+/* Once a thread each: `arrive` does not wait. */
+DEVICE void cluster_arrive() { asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory"); }
+DEVICE void cluster_wait() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
+
+/* ---- one block ------------------------------------------------------------------ */
+
 /* Numbers that other warps of the block wait for. */
 DEVICE void store_tag(uint32_t at, uint32_t tag) { asm volatile("st.release.cta.shared.u32 [%0], %1;" ::"r"(at), "r"(tag) : "memory"); }
 DEVICE uint32_t load_tag(uint32_t at) {
@@ -90,6 +109,21 @@ DEVICE void copy_box3(uint32_t to, const CUtensorMap *map, uint32_t barrier, uin
     asm volatile("cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint "
                  "[%0], [%1, {%2, %3, %4}], [%5], %6;" ::"r"(to),
                  "l"(reinterpret_cast<uint64_t>(map)), "r"(0), "r"(c1), "r"(c2), "r"(barrier), "l"(policy)
+                 : "memory");
+}
+/* The same into both blocks of a cluster, each of whose barriers counts the bytes. */
+DEVICE void copy_box5_both(uint32_t to, const CUtensorMap *map, uint32_t barrier, uint64_t policy, int c2, int c3, int c4) {
+    asm volatile("cp.async.bulk.tensor.5d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster.L2::cache_hint "
+                 "[%0], [%1, {%2, %2, %3, %4, %5}], [%6], %7, %8;" ::"r"(to),
+                 "l"(reinterpret_cast<uint64_t>(map)), "r"(0), "r"(c2), "r"(c3), "r"(c4), "r"(barrier),
+                 "h"(static_cast<uint16_t>(3)), "l"(policy)
+                 : "memory");
+}
+DEVICE void copy_box3_both(uint32_t to, const CUtensorMap *map, uint32_t barrier, uint64_t policy, int c1, int c2) {
+    asm volatile("cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster.L2::cache_hint "
+                 "[%0], [%1, {%2, %3, %4}], [%5], %6, %7;" ::"r"(to),
+                 "l"(reinterpret_cast<uint64_t>(map)), "r"(0), "r"(c1), "r"(c2), "r"(barrier),
+                 "h"(static_cast<uint16_t>(3)), "l"(policy)
                  : "memory");
 }
 
