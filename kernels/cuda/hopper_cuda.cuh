@@ -15,8 +15,8 @@ template <int D, bool PAIRED> DEVICE void prepare_block(const hopper_params &p, 
     int lane = threadIdx.x;
     for (int i = lane; i < S::num_barriers; i += 32) {
         bool slot = i >= S::slots && i < 2 * S::slots, unit = i >= 2 * S::slots + HOPPER_UNIT_QUEUE && i < user_first;
-        bool emptied = slot || unit || i == S::num_barriers - 1;
-        barrier_init(b.barrier(i), (emptied ? HOPPER_CONSUMERS * 4 : 1) * (PAIRED && slot ? 2 : 1));
+        bool parted = i == S::num_barriers - 1;
+        barrier_init(b.barrier(i), (slot || unit || parted ? HOPPER_CONSUMERS * 4 : 1) * (PAIRED && (slot || parted) ? 2 : 1));
     }
     if (lane < S::slots) store_tag(b.tag(lane), 0xFFFFFFFFu);
     barriers_ready();

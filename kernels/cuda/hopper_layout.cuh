@@ -22,8 +22,7 @@ enum {
     HOPPER_USER_WARPS = 4,
     HOPPER_FIRST_USER = 8,     /* warps */
     HOPPER_FIRST_FEEDER = 13,
-    HOPPER_UNIT_QUEUE = 2,
-    HOPPER_PAIR = 1            /* a warp's share of the arrivals at a slot that a cluster's blocks fill together */
+    HOPPER_UNIT_QUEUE = 2
 };
 
 /* K and V of the pool and of contiguous tensors as the copy engine sees them. */
@@ -164,6 +163,22 @@ DEVICE int64_t hopper_query(const relayi_cuda_params &p, const relayi_cuda_unit 
                                   : section_of<relayi_cuda_row>(p, p.rows)[plan_row].source;
     return source * p.query_row + (kv_head * p.group + stacked - plan_row * p.group) * p.query_head;
 }
+
+/* Where in the ring lies what is the `number`th to be filled in since the kernel's start.  Reckoned from the one before:
+ * consumers wait for each step of a division. */
+template <int D> struct ring_place {
+    static constexpr uint32_t slots = hopper_sizes<D>::slots;
+    uint32_t number, slot, parity;
+
+    DEVICE explicit ring_place(uint32_t n) : number(n), slot(n % slots), parity(n / slots & 1) {}
+    DEVICE void advance(uint32_t by) { /* up to `slots` */
+        number += by;
+        slot += by;
+        if (slot < slots) return;
+        slot -= slots;
+        parity ^= 1;
+    }
+};
 
 /* Which of a prompt's tiles come in which order through the ring: keys `step` tiles ahead of the values.
  * step 1: both consumers see every tile; 2: they take turns. */

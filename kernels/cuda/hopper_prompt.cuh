@@ -152,26 +152,26 @@ template <int D> struct prompt_state {
 };
 
 /* Where a consumer stands in the ring. */
-template <int D> struct ring_reader {
-    uint32_t base; /* slots used by units before */
+template <int D, bool PAIRED> struct ring_reader {
+    uint32_t base;  /* slots used by units before */
+    uint32_t empty; /* PAIRED: where lanes 0 and 1 let go of the first slot */
 
-    DEVICE uint32_t slot(uint32_t number) const { return (base + number) % hopper_sizes<D>::slots; }
+    /* A slot is filled for both blocks of a cluster when both have let go of it.  What is no pair's counts twice. */
+    DEVICE void begin(const hopper_block<D> &b, bool pair) {
+        uint32_t block = blockIdx.x % 2;
+        if (PAIRED) empty = in_block(b.empty(0), pair && threadIdx.x % 32 == 1 ? block ^ 1 : block);
+    }
     /* A consumer that takes turns does not see every filling of a slot, and a phase alone would not tell it
      * the filling it waits for from the one before the last. */
-    DEVICE void wait_tag(const hopper_block<D> &b, uint32_t number) const {
-        while (load_tag(b.tag(slot(number))) != base + number) continue;
+    DEVICE void wait_tag(const hopper_block<D> &b, const ring_place<D> &at) const {
+        while (load_tag(b.tag(at.slot)) != at.number) continue;
     }
-    DEVICE void wait(const hopper_block<D> &b, uint32_t number) const {
-        barrier_wait(b.full(slot(number)), (base + number) / hopper_sizes<D>::slots & 1);
-    }
-    /* Each of a consumer's warps lets go of a slot; `share`: of a block's arrivals that are waited for, this warp's.
-     * In a cluster a slot is filled for both blocks when both have let go of it: HOPPER_PAIR, one arrival at each. */
-    template <bool PAIRED> DEVICE void release(const hopper_block<D> &b, uint32_t number, uint32_t share) const {
+    DEVICE void wait(const hopper_block<D> &b, const ring_place<D> &at) const { barrier_wait(b.full(at.slot), at.parity); }
+    /* Each of a consumer's warps lets go of a slot; `share`: of the eight arrivals, this warp's. */
+    DEVICE void release(const hopper_block<D> &b, const ring_place<D> &at, uint32_t share) const {
         __syncwarp();
-        if (threadIdx.x % 32 > 0) return;
-        uint32_t empty = b.empty(slot(number));
-        barrier_arrive(empty, share);
-        if (PAIRED && share == HOPPER_PAIR) barrier_arrive_other(empty);
+        if (!PAIRED && threadIdx.x % 32 == 0) barrier_arrive(b.empty(at.slot), share);
+        if (PAIRED && threadIdx.x % 32 < 2) barrier_arrive_in(empty + at.slot * 8, share);
     }
 };
 
@@ -196,11 +196,12 @@ template <typename T, int D> DEVICE void load_prompt_queries(const hopper_params
 /* s = the queries times the keys of a slot. */
 template <typename T, int D> DEVICE void start_scores(float (&s)[48], uint32_t query, uint32_t keys) {
     using S = hopper_sizes<D>;
+    uint64_t a = operand_at(query, 16, S::group), b = operand_at(keys, 16, S::group);
     products_begin();
 #pragma unroll
     for (int k = 0; k < D / 16; k++) {
         uint32_t ahead = k / 4 * 1024 + k % 4 * 32;
-        group_ops<T>::scores(s, operand_at(query + ahead, 16, S::group), operand_at(keys + ahead, 16, S::group), k > 0);
+        group_ops<T>::scores(s, operand_ahead(a, ahead), operand_ahead(b, ahead), k > 0);
     }
     products_commit();
 }
@@ -208,10 +209,10 @@ template <typename T, int D> DEVICE void start_scores(float (&s)[48], uint32_t q
 template <typename T, int D>
 DEVICE void start_values(prompt_state<D> &state, const uint32_t (&weights)[6][4], uint32_t values) {
     using S = hopper_sizes<D>;
+    uint64_t b = operand_at(values, 1024, S::group);
     products_begin();
 #pragma unroll
-    for (int k = 0; k < HOPPER_TILE / 16; k++)
-        group_ops<T>::values(state.acc, weights[k], operand_at(values + k * S::page, 1024, S::group));
+    for (int k = 0; k < HOPPER_TILE / 16; k++) group_ops<T>::values(state.acc, weights[k], operand_ahead(b, k * S::page));
     products_commit();
 }
 
@@ -289,11 +290,11 @@ template <int D> DEVICE void clear_tail(const hopper_block<D> &b, uint32_t slot,
     meet(1 + consumer, 128);
 }
 
-/* One unit's tiles first, first + step, ...; `share`: see release. */
+/* One unit's tiles first, first + step, ... */
 template <typename T, int D, bool PAIRED>
-DEVICE void attend_prompt(const hopper_params &p, const hopper_block<D> &b, const ring_reader<D> &ring, ring_order order,
-                          uint32_t share, int tokens, int consumer, prompt_state<D> &state) {
-    uint32_t weights[6][4], query = b.query(consumer);
+DEVICE void attend_prompt(const hopper_params &p, const hopper_block<D> &b, const ring_reader<D, PAIRED> &ring,
+                          ring_order order, int tokens, int consumer, prompt_state<D> &state) {
+    uint32_t weights[6][4], share = order.step, query = b.query(consumer);
     float s[48], unit = p.scale * LOG2E, scale[2];
     int tile = order.step == 2 ? consumer : 0;
 #pragma unroll
@@ -301,47 +302,51 @@ DEVICE void attend_prompt(const hopper_params &p, const hopper_block<D> &b, cons
     state.max[0] = state.max[1] = -CUDART_INF_F;
     state.sum[0] = state.sum[1] = 0.0f;
     if (tile >= order.tiles) return;
-    if (order.step == 2) ring.wait_tag(b, order.key(tile));
-    ring.wait(b, order.key(tile));
-    start_scores<T, D>(s, query, b.ring(ring.slot(order.key(tile))));
+    ring_place<D> key(ring.base + order.key(tile));
+    if (order.step == 2) ring.wait_tag(b, key);
+    ring.wait(b, key);
+    start_scores<T, D>(s, query, b.ring(key.slot));
     products_wait<0>();
     pin_registers(s);
-    ring.template release<PAIRED>(b, order.key(tile), share);
+    ring.release(b, key, share);
+    key = ring_place<D>(ring.base + order.key(tile + order.step));
     if (tokens - tile * HOPPER_TILE < HOPPER_TILE) hide_tail(s, tokens - tile * HOPPER_TILE);
     weigh<D>(s, unit, state, scale);
     pack_weights<T>(s, weights);
 #pragma unroll 1
     for (int next = tile + order.step; next < order.tiles; tile = next, next += order.step) {
-        uint32_t key = order.key(next), value = order.value(tile);
+        ring_place<D> value = key;
+        value.advance(1);
         if (order.step == 2) ring.wait_tag(b, key);
         ring.wait(b, key);
         if (order.step == 2) ring.wait_tag(b, value);
         ring.wait(b, value);
         if (order.step == 1) meet(4 + consumer, 256); /* the other consumer has started its products */
-        start_scores<T, D>(s, query, b.ring(ring.slot(key)));
-        start_values<T, D>(state, weights, b.ring(ring.slot(value)));
+        start_scores<T, D>(s, query, b.ring(key.slot));
+        start_values<T, D>(state, weights, b.ring(value.slot));
         if (order.step == 1) pass(5 - consumer, 256);
         products_wait<1>();
         pin_registers(s);
-        ring.template release<PAIRED>(b, key, share);
+        ring.release(b, key, share);
+        key.advance(2 * order.step);
         if (tokens - next * HOPPER_TILE < HOPPER_TILE) hide_tail(s, tokens - next * HOPPER_TILE);
         bool scaled = weigh<D>(s, unit, state, scale);
         /* done long ago; but a wait that hangs on the sums keeps the compiler from weighing after it */
-        ring.wait(b, value + (state.sum[0] + state.sum[1] == -1.0f ? 1 : 0));
+        barrier_wait(b.full(value.slot) + (state.sum[0] + state.sum[1] == -1.0f ? 8 : 0), value.parity);
         products_wait<0>();
         pin_registers(state.acc);
-        ring.template release<PAIRED>(b, value, share);
+        ring.release(b, value, share);
         if (scaled) scale_sums<D>(state, scale);
         pack_weights<T>(s, weights);
     }
-    uint32_t value = order.value(tile), slot = ring.slot(value);
+    ring_place<D> value(ring.base + order.value(tile));
     if (order.step == 2) ring.wait_tag(b, value);
     ring.wait(b, value);
-    if (tokens - tile * HOPPER_TILE < HOPPER_TILE) clear_tail<D>(b, slot, tokens - tile * HOPPER_TILE, consumer);
-    start_values<T, D>(state, weights, b.ring(slot));
+    if (tokens - tile * HOPPER_TILE < HOPPER_TILE) clear_tail<D>(b, value.slot, tokens - tile * HOPPER_TILE, consumer);
+    start_values<T, D>(state, weights, b.ring(value.slot));
     products_wait<0>();
     pin_registers(state.acc);
-    ring.template release<PAIRED>(b, value, share);
+    ring.release(b, value, share);
 }
 
 template <int D> DEVICE void complete_prompt(prompt_state<D> &state) {
@@ -428,14 +433,14 @@ DEVICE void store_prompt(const hopper_params &p, const relayi_cuda_unit &unit, i
 /* A block may not end while the other one of its cluster still has slots to let go of here. */
 template <int D> DEVICE void part_from_other(const hopper_block<D> &b) {
     __syncwarp();
-    if (threadIdx.x % 32 == 0) barrier_arrive_other(b.parted());
+    if (threadIdx.x % 32 < 2) barrier_arrive_in(in_block(b.parted(), threadIdx.x % 32), 1);
     barrier_wait(b.parted(), 0);
 }
 
 template <typename T, int D, bool PAIRED> DEVICE void consume(const hopper_params &p, const hopper_block<D> &b) {
     using S = hopper_sizes<D>;
     int consumer = uniform(threadIdx.x / 128);
-    ring_reader<D> ring = {0};
+    ring_reader<D, PAIRED> ring = {0, 0};
     prompt_state<D> state;
     await_ready(HOPPER_CONSUME, HOPPER_CONSUMERS * 128);
     /* the consumers' products take turns, so that one weighs while the other multiplies; the first begins */
@@ -452,8 +457,8 @@ template <typename T, int D, bool PAIRED> DEVICE void consume(const hopper_param
         int first = order.step == 1 ? consumer * 64 : 0;
         load_prompt_queries<T, D>(p, unit, kv_head, first, b.memory + S::query_at + consumer * S::query);
         meet(1 + consumer, 128);
-        int share = !PAIRED ? order.step : from->pair ? HOPPER_PAIR : 2 * order.step;
-        attend_prompt<T, D, PAIRED>(p, b, ring, order, uniform(share), unit.first.end - unit.first.begin, consumer, state);
+        ring.begin(b, from->pair);
+        attend_prompt<T, D, PAIRED>(p, b, ring, order, unit.first.end - unit.first.begin, consumer, state);
         complete_prompt<D>(state);
         if (order.step == 2) {
             float half[D / 4];

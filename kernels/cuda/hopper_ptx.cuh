@@ -44,16 +44,16 @@ DEVICE void barriers_ready() { asm volatile("fence.mbarrier_init.release.cluster
 
 /* ---- clusters of two blocks --------------------------------------------------- */
 
-/* The same address in the cluster's other block. */
-DEVICE uint32_t in_other(uint32_t address) {
+/* The same address in one of the cluster's blocks. */
+DEVICE uint32_t in_block(uint32_t address, uint32_t block) {
     uint32_t there;
-    asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(address), "r"(blockIdx.x % 2 ^ 1));
+    asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(address), "r"(block));
     return there;
 }
-/* An arrival at the other block's barrier, so much released as the default says: `.release.cluster`, spelt out, is a
+/* An arrival at a barrier of either block, so much released as the default says: `.release.cluster`, spelt out, is a
  * fence of all memory. */
-DEVICE void barrier_arrive_other(uint32_t barrier) {
-    asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(in_other(barrier)) : "memory");
+DEVICE void barrier_arrive_in(uint32_t barrier, uint32_t count) {
+    asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0], %1;" ::"r"(barrier), "r"(count) : "memory");
 }
 /* Once a thread each: `arrive` does not wait. */
 DEVICE void cluster_arrive() { asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory"); }
@@ -137,6 +137,10 @@ DEVICE uint64_t operand_at(uint32_t address, uint32_t across, uint32_t down) {
 }
 DEVICE void products_begin() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 DEVICE void products_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
+/* So many bytes further on. */
+DEVICE uint64_t operand_ahead(uint64_t operand, uint32_t bytes) {
+    return (operand & 0xFFFFFFFF00000000u) | (static_cast<uint32_t>(operand) + (bytes >> 4));
+}
 template <int N> DEVICE void products_wait() { asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(N) : "memory"); }
 
 /* The compiler may not move uses of registers across it. */
