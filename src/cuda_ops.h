@@ -34,6 +34,7 @@ extern "C" {
 #define RELAYI_CUDA_HOPPER_ROWS 8     /* stacked rows of its FLAT units */
 #define RELAYI_CUDA_HOPPER_USER_WARPS 4  /* of a block, for FLAT units */
 #define RELAYI_CUDA_HOPPER_ALONE_WARPS 8 /* the same where there are no others */
+#define RELAYI_CUDA_HOPPER_WIDE 128   /* of its WIDE ones */
 #define RELAYI_CUDA_MAX_PARTS 48      /* of a fusion, likewise */
 #define RELAYI_CUDA_PAGE 16           /* page sizes are multiples of it, and so are cuts */
 #define RELAYI_CUDA_ALIGNMENT 16      /* bytes: of K/V bases and strides */
@@ -50,7 +51,10 @@ typedef enum relayi_cuda_shape {
 /* Which kernel a list is made for.  HOPPER's lists are GENERAL's too: TALL and WIDE units have one piece each,
  * whose tokens all rows see; FLAT units have at most RELAYI_CUDA_HOPPER_ROWS rows, their plan rows' positions
  * follow each other unless all see everything, and they lie at the end of the room for units, in falling
- * order of place: unit num_tall + i is entry unit_room - 1 - i.  (GENERAL's own lists: all are `tall`.) */
+ * order of place: unit num_tall + i is entry unit_room - 1 - i.  (GENERAL's own lists: all are `tall`.)
+ * Units 2i and 2i + 1, i < num_pairs, are WIDE with more than 64 rows each and attend the same tokens: two blocks
+ * that share what they read can take one each.  Who does takes pieces of work 2j and 2j + 1, j < num_pairs * kv heads, as
+ * RELAYI_CUDA_PAIRED_UNIT and _HEAD have them; all others are units in order, the kv heads of each side by side. */
 typedef enum relayi_cuda_kernel { RELAYI_CUDA_GENERAL = 0, RELAYI_CUDA_HOPPER = 1 } relayi_cuda_kernel;
 
 /* What the Hopper kernel's shared memory is given to.  All but the last compute any list of HOPPER's. */
@@ -58,7 +62,8 @@ typedef enum relayi_cuda_layout {
     RELAYI_CUDA_FOR_PROMPTS = 0,
     RELAYI_CUDA_FOR_BOTH = 1,
     RELAYI_CUDA_FOR_USERS = 2,
-    RELAYI_CUDA_USERS_ALONE = 3 /* twice the warps for FLAT units; there are no others */
+    RELAYI_CUDA_FOR_PAIRS = 3,   /* as FOR_PROMPTS, and blocks share what pairs of units read */
+    RELAYI_CUDA_USERS_ALONE = 4  /* twice the warps for FLAT units; there are no others */
 } relayi_cuda_layout;
 
 typedef struct relayi_cuda_header {
@@ -67,7 +72,8 @@ typedef struct relayi_cuda_header {
     uint32_t next; /* work handed out beyond the grid's first; back at 0 when a run is done */
     uint32_t next_flat; /* the same of FLAT units, if a kernel counts them by themselves */
     uint32_t arrived; /* blocks that have finished their units: its highest bit turns over with every run */
-    int32_t reserved[2];
+    int32_t num_pairs; /* of units, first of all */
+    int32_t reserved[1];
 } relayi_cuda_header;
 
 /* Tokens [begin, end) of a span whose first token is at global position `start`; begin is a multiple
@@ -93,6 +99,10 @@ typedef struct relayi_cuda_unit {
 
 /* Entry of unit number `unit`. */
 #define RELAYI_CUDA_ENTRY(unit, tall, room) ((unit) < (tall) ? (unit) : (room) - 1 - ((unit) - (tall)))
+
+/* Unit and kv head of a pair's piece of work. */
+#define RELAYI_CUDA_PAIRED_UNIT(work, kv_heads) ((work) / 2 / (kv_heads) * 2 + (work) % 2)
+#define RELAYI_CUDA_PAIRED_HEAD(work, kv_heads) ((work) / 2 % (kv_heads))
 
 typedef struct relayi_cuda_row {
     int32_t source, position; /* row of the caller's tensors; global position */

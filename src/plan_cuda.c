@@ -179,12 +179,20 @@ static void shape_rows(const builder *b, relayi_cuda_cut *cut, int32_t most) {
     cut->tiles = (stacked + cut->tile_rows - 1) / cut->tile_rows;
 }
 
+/* Tiles of more than 64 rows, which keep both consumers of a block busy with every token, by twos: a cluster of two
+ * blocks reads K and V for both. */
+static int32_t pairs_of(const builder *b, const relayi_cuda_cut *cut) {
+    int32_t last = (cut->row_end - cut->row_begin) * b->plan->group - (cut->tiles - 1) * cut->tile_rows;
+    return cut->tile_rows > 64 ? (last > 64 ? cut->tiles : cut->tiles - 1) / 2 : 0;
+}
+
 /* Few rows, or rows that do not all see the same tokens, go to single warps. */
 static void shape_hopper(const builder *b, relayi_cuda_cut *cut, bool shared) {
     int32_t stacked = (cut->row_end - cut->row_begin) * b->plan->group;
-    shape_rows(b, cut, 128);
+    shape_rows(b, cut, RELAYI_CUDA_HOPPER_WIDE);
     if (shared && stacked > RELAYI_CUDA_HOPPER_ROWS) {
         if (cut->shape == RELAYI_CUDA_FLAT) cut->shape = RELAYI_CUDA_TALL;
+        cut->pairs = pairs_of(b, cut);
         return;
     }
     cut->shape = RELAYI_CUDA_FLAT;
@@ -379,12 +387,20 @@ static void chop(const builder *b, relayi_cuda_cut *cut, int64_t steps, int64_t 
     *budget -= (cut->chunks - 1) * states;
 }
 
+/* With bounds, a batch within them may have pairs. */
+static bool may_pair(const builder *b) {
+    bool some = b->cuda->bounded && (int64_t)b->plan->options.max_rows * b->plan->group > RELAYI_CUDA_HOPPER_WIDE;
+    for (int32_t i = 0; i < b->num_cuts && !some; i++) some = b->cuts[i].pairs > 0;
+    return some;
+}
+
 /* A plan with bounds keeps its first batch's layout, as it keeps its kernel: prompts may come later. */
 static void choose_layout(builder *b, const relayi_cuda_load *tall, const relayi_cuda_load *flat) {
     relayi_cuda_plan *cuda = b->cuda;
     if (cuda->bounded && cuda->laid_out) return;
     bool alone = cuda->bounded ? b->plan->options.strategy == RELAY_STRATEGY_PLAIN : tall->cuts == 0;
     cuda->layout = alone ? RELAYI_CUDA_USERS_ALONE : relayi_cuda_choose_layout(tall, flat, cuda->work_slots / 2);
+    if (cuda->layout == RELAYI_CUDA_FOR_PROMPTS && may_pair(b)) cuda->layout = RELAYI_CUDA_FOR_PAIRS;
     cuda->laid_out = true;
 }
 
@@ -614,10 +630,12 @@ static void write_tile(builder *b, const relayi_cuda_cut *cut, int32_t tile, int
     }
 }
 
-/* A prompt for the Hopper kernel: all tiles of a chunk before the next chunk, so that what one tile has
- * read is near when the others read it. */
-static void write_prompt(builder *b, const relayi_cuda_cut *cut, int64_t *units) {
+/* A prompt's pairs of tiles for the Hopper kernel, or its other tiles: all of a chunk before the next chunk, so that
+ * what one tile has read is near when the others read it. */
+static void write_prompt(builder *b, const relayi_cuda_cut *cut, bool pairs, int64_t *units) {
     int32_t group = b->plan->group, begin = cut->row_begin * group, end = cut->row_end * group;
+    int32_t paired_end = begin + 2 * cut->pairs * cut->tile_rows, first_row = pairs ? begin : paired_end;
+    int32_t last_row = pairs && paired_end < end ? paired_end : end;
     relayi_cuda_unit *to = in_list(b, b->cuda->units);
     relayi_cuda_unit unit = {.shape = cut->shape, .head_states = end - begin, .num_pieces = 1,
                              .first = b->pieces[cut->first_piece]};
@@ -625,7 +643,7 @@ static void write_prompt(builder *b, const relayi_cuda_cut *cut, int64_t *units)
     position_range(b, cut->row_begin, cut->row_end, &unit.min_position, &unit.max_position);
     for (int32_t c = 0; c < cut->chunks; c++, unit.first.begin = unit.first.end) {
         unit.first.end = unit.first.begin + cut->chunk_tokens < last ? unit.first.begin + cut->chunk_tokens : last;
-        for (int32_t row = begin; row < end; row += cut->tile_rows) {
+        for (int32_t row = first_row; row < last_row; row += cut->tile_rows) {
             unit.row_begin = row;
             unit.rows = row + cut->tile_rows < end ? cut->tile_rows : end - row;
             unit.state = cut->base + c * states_of(b, cut) + row - begin;
@@ -635,19 +653,30 @@ static void write_prompt(builder *b, const relayi_cuda_cut *cut, int64_t *units)
     }
 }
 
+static int64_t write_pairs(builder *b) {
+    int64_t units = 0;
+    for (int32_t i = 0; i < b->num_cuts; i++) {
+        relayi_cuda_cut *cut = &b->cuts[b->order[i]];
+        cut->first_pair = units;
+        if (cut->pairs > 0) write_prompt(b, cut, true, &units);
+    }
+    return units;
+}
+
 static void write_units(builder *b) {
-    int64_t units[2] = {0, 0}, pieces = 0; /* at the start of their room, at its end */
+    int64_t paired = write_pairs(b), units[2] = {paired, 0}, pieces = 0; /* at the start of their room, at its end */
     for (int32_t i = 0; i < b->num_cuts; i++) {
         relayi_cuda_cut *cut = &b->cuts[b->order[i]];
         bool flat = b->hopper && cut->shape == RELAYI_CUDA_FLAT;
         cut->first_unit = units[flat];
-        if (b->hopper && !flat) write_prompt(b, cut, &units[0]);
+        if (b->hopper && !flat) write_prompt(b, cut, false, &units[0]);
         else for (int32_t tile = 0; tile < cut->tiles; tile++) write_tile(b, cut, tile, &units[flat], &pieces);
     }
     b->cuda->used.units = units[0] + units[1];
     b->cuda->used.pieces = pieces;
     *(relayi_cuda_header *)b->cuda->list = (relayi_cuda_header){.num_units = (int32_t)b->cuda->used.units,
-                                                                .num_rows = b->num_rows, .num_tall = (int32_t)units[0]};
+                                                                .num_rows = b->num_rows, .num_tall = (int32_t)units[0],
+                                                                .num_pairs = (int32_t)(paired / 2)};
 }
 
 static relayi_cuda_run run_of(const relayi_cuda_cut *cut) {

@@ -20,10 +20,11 @@ typedef struct relayi_cuda_cut {
     int32_t row_begin, row_end;       /* plan rows */
     int32_t first_piece, num_pieces;  /* of the builder's pieces */
     int32_t shape, tile_rows, tiles;  /* tile_rows: stacked */
+    int32_t pairs;                    /* of its tiles, the first ones: units of both lie side by side */
     int32_t chunks, chunk_tokens;
     int64_t tokens;                   /* of all pieces, each rounded up to whole cuts */
     int64_t base;                     /* first state */
-    int64_t first_unit;               /* where its units begin: of the flat ones by themselves on Hopper */
+    int64_t first_pair, first_unit;   /* where units of its pairs begin, and its others: of the flat ones by themselves on Hopper */
     float cost;                       /* of one unit, for the order */
 } relayi_cuda_cut;
 

@@ -33,12 +33,12 @@ static void *copy(char **at, const void *from, size_t bytes) {
 
 static bool reserve(relayi_cuda_step *step, const relayi_forest_content *content) {
     size_t requests = (size_t)content->num_requests, segments = (size_t)content->num_segments;
-    size_t bytes = (3 * requests + 1) * sizeof(int32_t) + segments * (sizeof *step->segments + sizeof *step->relayed) +
+    size_t bytes = (3 * requests + 1) * sizeof(int32_t) + segments * (sizeof *step->segments + 2 * sizeof *step->relayed) +
                    requests * sizeof *step->own + 6 * 16;
     if (!relayi_grow(&step->memory, bytes, 1)) return false;
     char *at = step->memory.data;
     step->own = place(&at, requests * sizeof *step->own);
-    step->relayed = place(&at, segments * sizeof *step->relayed);
+    step->relayed = place(&at, 2 * segments * sizeof *step->relayed);
     step->query_start = copy(&at, content->query_start, (requests + 1) * sizeof(int32_t));
     step->order = copy(&at, content->order, requests * sizeof(int32_t));
     step->leaf = copy(&at, content->leaf, requests * sizeof(int32_t));
@@ -106,9 +106,12 @@ void relayi_cuda_step_keep(relay_plan *plan, const relayi_forest_content *conten
     for (int32_t s = 0; s < content->num_segments; s++) {
         if (made->relayed[s] < 0) continue;
         const relayi_cuda_cut *cut = &made->cuts[made->relayed[s]];
-        step->relayed[step->num_relayed++] =
-            (relayi_cuda_relayed){.segment = s, .row_begin = cut->row_begin, .row_end = cut->row_end,
-                                  .entry = entry_of(plan->cuda, cut), .units = cut->chunks * cut->tiles};
+        const int32_t paired = 2 * cut->pairs * cut->chunks, others = cut->chunks * cut->tiles - paired;
+        relayi_cuda_relayed relayed = {.segment = s, .row_begin = cut->row_begin, .row_end = cut->row_end};
+        relayed.entry = (int32_t)cut->first_pair, relayed.units = paired;
+        if (paired > 0) step->relayed[step->num_relayed++] = relayed;
+        relayed.entry = (int32_t)entry_of(plan->cuda, cut), relayed.units = others;
+        if (others > 0) step->relayed[step->num_relayed++] = relayed;
     }
 }
 

@@ -261,10 +261,48 @@ static void check_hopper_unit(const reader *r, const relayi_cuda_unit *unit, boo
         CHECK(r->rows[(unit->row_begin + i) / r->plan->group].position >= unit->min_position);
 }
 
+/* The blocks of a cluster, as many as a device has: who takes which of the prompts' work (hopper_prompt.cuh).  Pairs go
+ * to both blocks at once; everything is taken once. */
+static void check_taken(const reader *r) {
+    int64_t heads = r->plan->attention.num_kv_heads, paired = 2 * r->header->num_pairs * heads;
+    int64_t total = r->header->num_tall * heads, blocks = r->plan->device->gpu.multiprocessors, next = paired + blocks;
+    unsigned char *taken = calloc((size_t)(total + 1), 1);
+    for (int64_t b = 0; b < blocks; b++)
+        for (int64_t work = b, pair = true; work < total; work = pair ? work + blocks : next++) {
+            pair = work < paired;
+            int64_t unit = pair ? RELAYI_CUDA_PAIRED_UNIT(work, heads) : work / heads;
+            int64_t head = pair ? RELAYI_CUDA_PAIRED_HEAD(work, heads) : work % heads;
+            CHECK(unit >= 0 && unit < r->header->num_tall && ++taken[unit * heads + head] == 1);
+            if (!pair) continue;
+            int64_t other = b % 2 ? work - 1 : work + 1; /* of the block beside it, in the same round */
+            CHECK(unit % 2 == b % 2 && RELAYI_CUDA_PAIRED_UNIT(other, heads) == (unit ^ 1) && RELAYI_CUDA_PAIRED_HEAD(other, heads) == head);
+        }
+    for (int64_t i = 0; i < total; i++) CHECK(taken[i] == 1);
+    free(taken);
+}
+
+static void check_pairs(const reader *r) {
+    CHECK(r->header->num_pairs >= 0 && 2 * r->header->num_pairs <= r->header->num_tall);
+    for (int32_t i = 0; i < r->header->num_pairs; i++) {
+        const relayi_cuda_unit *a = unit_at(r, 2 * i), *b = unit_at(r, 2 * i + 1);
+        CHECK(a->rows > 64 && b->rows > 64 && a->shape == RELAYI_CUDA_WIDE && b->shape == RELAYI_CUDA_WIDE);
+        CHECK(memcmp(&a->first, &b->first, sizeof a->first) == 0 && b->row_begin == a->row_begin + a->rows);
+    }
+    for (int32_t u = 2 * r->header->num_pairs; u + 1 < r->header->num_tall; u++) { /* no pair was missed */
+        const relayi_cuda_unit *a = unit_at(r, u), *b = unit_at(r, u + 1);
+        CHECK(a->rows <= 64 || b->rows <= 64 || memcmp(&a->first, &b->first, sizeof a->first) != 0);
+    }
+}
+
+static int64_t pairs_seen;
+
 static void check_hopper(const reader *r) {
     int32_t tall = r->header->num_tall;
     bool hopper = r->plan->cuda->kernel == RELAYI_CUDA_HOPPER;
-    CHECK(hopper || tall == r->header->num_units);
+    CHECK(hopper || (tall == r->header->num_units && r->header->num_pairs == 0));
+    if (hopper) check_pairs(r);
+    if (hopper) check_taken(r);
+    pairs_seen += r->header->num_pairs;
     for (int32_t u = 0; hopper && u < r->header->num_units; u++) check_hopper_unit(r, unit_at(r, u), u < tall);
 }
 
@@ -440,6 +478,51 @@ static void test_steps(void) {
     pretend(false);
     only_pages = false;
     most_rows_drawn = 300;
+    relay_forest_destroy(forest);
+}
+
+/* Prompts over many rows, two tiles of which are a pair: with tiles left over, several prompts, before and after steps. */
+static void test_pairs(void) {
+    static batch b;
+    relay_forest *forest = NULL;
+    int32_t stepped = 0;
+    pairs_seen = 0;
+    pretend(true);
+    CHECK(relay_forest_create(&device, &forest) == RELAY_OK);
+    for (int32_t i = 0; i < 80; i++) {
+        relay_attention a = relay_attention_defaults();
+        relay_plan_options options = relay_plan_options_defaults();
+        relay_plan *plan = NULL;
+        a.num_kv_heads = between(1, 8);
+        a.num_heads = a.num_kv_heads * between(3, 8);
+        a.head_dim = 64 * between(1, 2);
+        options.strategy = RELAY_STRATEGY_RELAY;
+        b = (batch){.requests = between(20, MOST_REQUESTS), .segments = between(1, 3)};
+        for (int32_t n = 0; n < 4096; n++) b.ids[n] = n;
+        for (int32_t r = 0; r < b.requests; r++) {
+            b.query_start[r + 1] = b.query_start[r] + (i % 2 ? 1 : between(1, 8));
+            b.own[r] = (relay_kv_span){.layout = RELAY_KV_PAGED, .length = between(8, 400)};
+        }
+        for (int32_t s = 0, first = 0; s < b.segments; s++) {
+            int32_t count = s + 1 < b.segments ? between(1, 9) : b.requests - first;
+            b.segment[s] = (relay_segment){.parent = -1, .first_request = first, .num_requests = count,
+                                           .kv = {.layout = RELAY_KV_PAGED, .length = between(1, 1500)}};
+            first += count;
+        }
+        give_tables(&b);
+        CHECK(relay_plan_create(&device, &a, &options, &plan) == RELAY_OK && set_forest(&b, forest));
+        CHECK_MSG(relay_plan_build(plan, forest) == RELAY_OK, "%s", last_error);
+        CHECK(plan->cuda->kernel == RELAYI_CUDA_HOPPER);
+        check_list(plan, b.query_start[b.requests]);
+        for (int32_t r = 0; r < b.requests; r++) b.own[r].length += 1 + (r == 0);
+        CHECK(set_forest(&b, forest));
+        stepped += build_again(plan, forest);
+        check_blocks(plan, forest);
+        check_list(plan, b.query_start[b.requests]);
+        relay_plan_destroy(plan);
+    }
+    CHECK_MSG(pairs_seen > 1000 && stepped > 20, "only %lld pairs of units, %d steps", (long long)pairs_seen, stepped);
+    pretend(false);
     relay_forest_destroy(forest);
 }
 
@@ -756,6 +839,7 @@ static void test_loader(void) {
 int main(void) {
     test_coverage();
     test_steps();
+    test_pairs();
     test_no_step();
     test_moved_spans();
     test_how_far(0);

@@ -3,6 +3,8 @@
 #ifndef RELAY_HOPPER_CUDA_CUH
 #define RELAY_HOPPER_CUDA_CUH
 
+#include <atomic>
+
 #include "attend_cuda.cuh"
 #include "hopper_merge.cuh"
 #include "hopper_prompt.cuh"
@@ -14,8 +16,9 @@ template <int D, int L> DEVICE void prepare_block(const hopper_params &p, const 
     constexpr int user_first = 2 * S::slots + 2 * HOPPER_UNIT_QUEUE;
     int lane = threadIdx.x;
     for (int i = lane; i < S::num_barriers; i += 32) {
-        bool emptied = (i >= S::slots && i < 2 * S::slots) || (i >= 2 * S::slots + HOPPER_UNIT_QUEUE && i < user_first);
-        barrier_init(b.barrier(i), emptied ? HOPPER_CONSUMERS * 4 : 1);
+        bool slot = i >= S::slots && i < 2 * S::slots, unit = i >= 2 * S::slots + HOPPER_UNIT_QUEUE && i < user_first;
+        bool parted = i == S::num_barriers - 1;
+        barrier_init(b.barrier(i), (slot || unit || parted ? HOPPER_CONSUMERS * 4 : 1) * (S::paired && (slot || parted) ? 2 : 1));
     }
     if (lane < S::slots) store_tag(b.tag(lane), 0xFFFFFFFFu);
     barriers_ready();
@@ -32,6 +35,7 @@ __global__ void __launch_bounds__(hopper_roles<L>::threads, 1) attend_hopper(con
     extern __shared__ __align__(1024) char hopper_shared[];
     hopper_block<D, L> b(hopper_shared);
     if (threadIdx.x < 32) prepare_block(p, b);
+    if (R::paired) cluster_arrive();
     if (!p.inside) start_dependents();
     int group = threadIdx.x / 128;
     if (group < HOPPER_CONSUMERS) {
@@ -46,14 +50,19 @@ __global__ void __launch_bounds__(hopper_roles<L>::threads, 1) attend_hopper(con
         int warp = threadIdx.x / 32;
         if (warp == R::producer) {
             produce(p, b);
+            return;
         } else if (warp < R::first_feeder + R::feeders) {
             feed_users(p, b);
         } else if (p.inside) {
             touch_rows(p);
         }
+        __syncwarp();
+        if (R::paired) cluster_wait(); /* long past: an arrival without a wait would leave the barrier in doubt */
         return;
     }
     if (p.inside) finish<D>(p, hopper_shared);
+    __syncwarp();
+    if (R::paired) cluster_wait();
 }
 
 /* For a list without prompts. */
@@ -141,13 +150,15 @@ template <int D> static cudaError_t make_maps(const relayi_cuda_attend *call, ho
 /* A kernel with what its launch has to know. */
 struct hopper_kernel {
     void (*function)(hopper_params);
-    int threads, bytes, user_warps;
+    int threads, bytes, user_warps, cluster; /* cluster: blocks */
 };
 template <int D, int L> static hopper_kernel kernel_of(void (*function)(hopper_params)) {
-    return {function, hopper_roles<L>::threads, hopper_sizes<D, L>::bytes, hopper_roles<L>::user_warps};
+    using S = hopper_sizes<D, L>;
+    return {function, S::threads, S::bytes, S::user_warps, S::paired ? 2 : 1};
 }
 template <typename T, int D> static hopper_kernel choose_kernel(relayi_cuda_layout layout) {
     if (layout == RELAYI_CUDA_USERS_ALONE) return kernel_of<D, RELAYI_CUDA_USERS_ALONE>(attend_alone<T, D>);
+    if (layout == RELAYI_CUDA_FOR_PAIRS) return kernel_of<D, RELAYI_CUDA_FOR_PAIRS>(attend_hopper<T, D, RELAYI_CUDA_FOR_PAIRS>);
     if constexpr (D == 128) { /* the others were never measured with half the head dim */
         if (layout == RELAYI_CUDA_FOR_USERS) return kernel_of<D, RELAYI_CUDA_FOR_USERS>(attend_hopper<T, D, RELAYI_CUDA_FOR_USERS>);
         if (layout == RELAYI_CUDA_FOR_BOTH) return kernel_of<D, RELAYI_CUDA_FOR_BOTH>(attend_hopper<T, D, RELAYI_CUDA_FOR_BOTH>);
@@ -155,29 +166,72 @@ template <typename T, int D> static hopper_kernel choose_kernel(relayi_cuda_layo
     return kernel_of<D, RELAYI_CUDA_FOR_PROMPTS>(attend_hopper<T, D, RELAYI_CUDA_FOR_PROMPTS>);
 }
 
+/* A launch of a kernel on all multiprocessors. */
+struct hopper_launch {
+    cudaLaunchAttribute attributes[2] = {};
+    cudaLaunchConfig_t config = {};
+
+    hopper_launch(const hopper_kernel &kernel, int multiprocessors, cudaStream_t stream) {
+        config.gridDim = static_cast<unsigned>(multiprocessors);
+        config.blockDim = static_cast<unsigned>(kernel.threads);
+        config.dynamicSmemBytes = static_cast<size_t>(kernel.bytes);
+        config.stream = stream;
+        config.attrs = attributes;
+        if (kernel.cluster == 1) return;
+        attributes[0].id = cudaLaunchAttributeClusterDimension;
+        attributes[0].val.clusterDim.x = static_cast<unsigned>(kernel.cluster);
+        attributes[0].val.clusterDim.y = attributes[0].val.clusterDim.z = 1;
+        config.numAttrs = 1;
+    }
+    hopper_launch(const hopper_launch &) = delete; /* config points at attributes */
+
+    /* Blocks wait for each other: all run at once, or none. */
+    void together() {
+        attributes[config.numAttrs].id = cudaLaunchAttributeCooperative;
+        attributes[config.numAttrs++].val.cooperative = 1;
+    }
+};
+
+static cudaError_t allow_memory(const hopper_kernel &kernel) {
+    return cudaFuncSetAttribute(kernel.function, cudaFuncAttributeMaxDynamicSharedMemorySize, kernel.bytes);
+}
+
+/* All multiprocessors can be had in clusters of two. */
+template <typename T, int D> static bool find_clusters(int multiprocessors) {
+    const hopper_kernel kernel = choose_kernel<T, D>(RELAYI_CUDA_FOR_PAIRS);
+    hopper_launch launch(kernel, multiprocessors, nullptr);
+    int clusters = 0;
+    cudaError_t error = allow_memory(kernel);
+    if (error == cudaSuccess) error = cudaOccupancyMaxActiveClusters(&clusters, kernel.function, &launch.config);
+    if (error != cudaSuccess) cudaGetLastError();
+    return error == cudaSuccess && 2 * clusters >= multiprocessors;
+}
+
+/* Asked once a device: a launch would be the slower for it. */
+template <typename T, int D> static bool has_clusters(int device, int multiprocessors) {
+    static std::atomic<signed char> known[64]; /* 1: yes, -1: no */
+    if (multiprocessors % 2 != 0) return false;
+    if (device < 0 || device >= 64) return find_clusters<T, D>(multiprocessors);
+    if (known[device] == 0) known[device] = find_clusters<T, D>(multiprocessors) ? 1 : -1;
+    return known[device] > 0;
+}
+
 template <typename T, int D>
 static cudaError_t launch_hopper(const relayi_cuda_attend *call, int multiprocessors, cudaStream_t stream) {
-    const hopper_kernel kernel = choose_kernel<T, D>(call->layout);
+    relayi_cuda_layout layout = call->layout;
+    if (layout == RELAYI_CUDA_FOR_PAIRS && !has_clusters<T, D>(call->device, multiprocessors)) layout = RELAYI_CUDA_FOR_PROMPTS;
+    const hopper_kernel kernel = choose_kernel<T, D>(layout);
     hopper_params p = {};
     static_cast<relayi_cuda_params &>(p) = call->params;
     p.flat_slots = multiprocessors * kernel.user_warps;
     p.inside = relayi_cuda_merges_inside(call);
     p.output_f16 = call->output_dtype == RELAY_F16;
     cudaError_t error = make_maps<D>(call, &p);
-    if (error == cudaSuccess)
-        error = cudaFuncSetAttribute(kernel.function, cudaFuncAttributeMaxDynamicSharedMemorySize, kernel.bytes);
+    if (error == cudaSuccess) error = allow_memory(kernel);
     if (error != cudaSuccess) return error;
-    cudaLaunchAttribute together = {}; /* blocks wait for each other: all run at once, or none */
-    together.id = cudaLaunchAttributeCooperative;
-    together.val.cooperative = 1;
-    cudaLaunchConfig_t config = {};
-    config.gridDim = static_cast<unsigned>(multiprocessors);
-    config.blockDim = static_cast<unsigned>(kernel.threads);
-    config.dynamicSmemBytes = static_cast<size_t>(kernel.bytes);
-    config.stream = stream;
-    config.attrs = &together;
-    config.numAttrs = p.inside ? 1 : 0;
-    return cudaLaunchKernelEx(&config, kernel.function, p);
+    hopper_launch launch(kernel, multiprocessors, stream);
+    if (p.inside) launch.together();
+    return cudaLaunchKernelEx(&launch.config, kernel.function, p);
 }
 
 #define RELAY_CUDA_HOPPER(D)                                                                                        \

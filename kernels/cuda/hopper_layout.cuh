@@ -37,7 +37,7 @@ struct hopper_params : relayi_cuda_params {
 
 /* Which warp does what; L is a relayi_cuda_layout. */
 template <int L> struct hopper_roles {
-    static constexpr bool alone = L == RELAYI_CUDA_USERS_ALONE;
+    static constexpr bool alone = L == RELAYI_CUDA_USERS_ALONE, paired = L == RELAYI_CUDA_FOR_PAIRS;
     static constexpr int threads = alone ? 384 : 512;
     static constexpr int first_user = alone ? 0 : 8;
     static constexpr int user_warps = alone ? RELAYI_CUDA_HOPPER_ALONE_WARPS : RELAYI_CUDA_HOPPER_USER_WARPS;
@@ -48,6 +48,7 @@ template <int L> struct hopper_roles {
 /* How much of a block's memory the prompt's ring and the users' rings have. */
 template <int D, int L> struct hopper_rings;
 template <> struct hopper_rings<128, RELAYI_CUDA_FOR_PROMPTS> { enum { slots = 5, stages = 2 }; };
+template <> struct hopper_rings<128, RELAYI_CUDA_FOR_PAIRS> { enum { slots = 5, stages = 2 }; };
 template <> struct hopper_rings<128, RELAYI_CUDA_FOR_BOTH> { enum { slots = 4, stages = 3 }; };
 template <> struct hopper_rings<128, RELAYI_CUDA_FOR_USERS> { enum { slots = 2, stages = 4 }; };
 template <> struct hopper_rings<128, RELAYI_CUDA_USERS_ALONE> { enum { slots = 0, stages = 3 }; };
@@ -68,7 +69,7 @@ template <int D, int L = RELAYI_CUDA_FOR_PROMPTS> struct hopper_sizes : hopper_r
     static constexpr int ring_at = 0, query_at = slots * slot;
     static constexpr int user_at = query_at + (roles::alone ? 0 : HOPPER_CONSUMERS * query);
     static constexpr int barriers_at = user_at + roles::user_warps * user_ring;
-    static constexpr int num_barriers = 2 * slots + 2 * HOPPER_UNIT_QUEUE + 2 * roles::user_warps * user_stages;
+    static constexpr int num_barriers = 2 * slots + 2 * HOPPER_UNIT_QUEUE + 2 * roles::user_warps * user_stages + 1;
     static constexpr int units_at = barriers_at + (num_barriers * 8 + 63) / 64 * 64;
     static constexpr int stats_at = units_at + HOPPER_UNIT_QUEUE * 128;
     static constexpr int tags_at = stats_at + HOPPER_CONSUMERS * 32 * 16;
@@ -101,13 +102,17 @@ template <int D, int L> struct hopper_block {
     DEVICE uint32_t user_empty(int warp, int stage) const {
         return barrier(2 * S::slots + 2 * HOPPER_UNIT_QUEUE + (S::user_warps + warp) * S::user_stages + stage);
     }
+    /* The cluster's other block lets go of this one. */
+    DEVICE uint32_t parted() const { return barrier(S::num_barriers - 1); }
 };
 
 /* A unit on its way from the producer to the consumers. */
 struct hopper_unit {
     relayi_cuda_unit unit;
     int32_t kv_head; /* -1: no more */
-    int32_t tiles, pad[14];
+    int32_t tiles;
+    int32_t pair; /* the cluster's other block has the same tokens */
+    int32_t pad[13];
 };
 static_assert(sizeof(hopper_unit) == 128 && sizeof(relayi_cuda_unit) == 64, "the queue's entries");
 
@@ -133,6 +138,10 @@ DEVICE bool in_room(const hopper_params &p, uint32_t work) { return work < stati
 DEVICE uint32_t tall_total(const hopper_params &p) {
     return static_cast<uint32_t>(header_of(p)->num_tall) * static_cast<uint32_t>(p.kv_heads);
 }
+/* Pieces of work that the blocks of a cluster take together: the first ones. */
+DEVICE uint32_t paired_total(const hopper_params &p) {
+    return 2 * static_cast<uint32_t>(header_of(p)->num_pairs) * static_cast<uint32_t>(p.kv_heads);
+}
 DEVICE uint32_t flat_total(const hopper_params &p) {
     return static_cast<uint32_t>(header_of(p)->num_units - header_of(p)->num_tall) * static_cast<uint32_t>(p.kv_heads);
 }
@@ -141,18 +150,21 @@ DEVICE uint32_t flat_total(const hopper_params &p) {
 enum { HOPPER_CONSUME, HOPPER_USERS, HOPPER_PRODUCER, HOPPER_FEEDERS, HOPPER_READY = 10 /* the first role's number */ };
 DEVICE void await_ready(int role, int threads) { meet(HOPPER_READY + role, threads + (role == HOPPER_CONSUME ? 0 : 32)); }
 
-/* The first unit of a user warp or of the producer, whether or not there is one: lane i < 16 has word i of its entry. */
+/* The first unit of a user warp or of the producer, whether or not there is one: lane i < 16 has word i of its entry.
+ * The producer of a cluster has, in lane 16 + i, word i of its entry if that is a pair's. */
 struct first_unit {
     uint32_t work, word;
 
-    template <int L> DEVICE first_unit(const hopper_params &p, hopper_roles<L>) {
+    template <int L> DEVICE first_unit(const hopper_params &p, hopper_roles<L>, bool clustered = false) {
         int lane = threadIdx.x % 32, user = static_cast<int>(threadIdx.x) / 32 - hopper_roles<L>::first_user;
         bool users = user < hopper_roles<L>::user_warps;
         work = blockIdx.x + (users ? gridDim.x * static_cast<uint32_t>(user) : 0);
         word = 0;
-        if (lane >= 16 || !in_room(p, work)) return;
-        const relayi_cuda_unit *entry = users ? flat_entry(p, work) : section_of<relayi_cuda_unit>(p, p.units) + work / p.kv_heads;
-        word = reinterpret_cast<const uint32_t *>(entry)[lane];
+        if ((lane >= 16 && !clustered) || !in_room(p, work)) return;
+        uint32_t unit = lane < 16 ? work / p.kv_heads : RELAYI_CUDA_PAIRED_UNIT(work, p.kv_heads);
+        if (unit >= static_cast<uint32_t>(p.unit_room)) return;
+        const relayi_cuda_unit *entry = users ? flat_entry(p, work) : section_of<relayi_cuda_unit>(p, p.units) + unit;
+        word = reinterpret_cast<const uint32_t *>(entry)[lane % 16];
     }
     /* The entry, whole, in every lane. */
     DEVICE relayi_cuda_unit unit() const {
@@ -173,6 +185,22 @@ DEVICE int64_t hopper_query(const relayi_cuda_params &p, const relayi_cuda_unit 
                                   : section_of<relayi_cuda_row>(p, p.rows)[plan_row].source;
     return source * p.query_row + (kv_head * p.group + stacked - plan_row * p.group) * p.query_head;
 }
+
+/* Where in the ring lies what is the `number`th to be filled in since the kernel's start.  Reckoned from the one before:
+ * consumers wait for each step of a division. */
+template <int D, int L> struct ring_place {
+    static constexpr uint32_t slots = hopper_sizes<D, L>::slots;
+    uint32_t number, slot, parity;
+
+    DEVICE explicit ring_place(uint32_t n) : number(n), slot(n % slots), parity(n / slots & 1) {}
+    DEVICE void advance(uint32_t by) { /* up to `slots` */
+        number += by;
+        slot += by;
+        if (slot < slots) return;
+        slot -= slots;
+        parity ^= 1;
+    }
+};
 
 /* Which of a prompt's tiles come in which order through the ring: keys `step` tiles ahead of the values.
  * step 1: both consumers see every tile; 2: they take turns. */

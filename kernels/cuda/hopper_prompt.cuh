@@ -7,28 +7,24 @@
 
 /* ---- producer ---------------------------------------------------------------- */
 
-/* One slot of the ring: K (which 0) or V of the tile that begins at `token`.  `block`: lane i has the page
- * of tokens [16i, +16) of the tile. */
+/* One slot of the ring: K (which 0) or V of the tile that begins at `token`.  `page`: lane i has the page
+ * of tokens [16i, +16) of the tile.  Of a pair each block sends every other page, to both. */
 template <int D, int L>
 DEVICE void fill_slot(const hopper_params &p, const hopper_block<D, L> &b, const relayi_cuda_piece &piece, int kv_head,
-                      int which, int token, page_place page, uint32_t slot, uint64_t policy) {
+                      bool pair, int which, int token, page_place page, uint32_t slot, uint64_t policy) {
     using S = hopper_sizes<D>;
     int lane = threadIdx.x % 32, left = min(piece.end - token, static_cast<int>(HOPPER_TILE));
-    if (piece.tensor < 0) {
-        int pages = (left + PAGE - 1) / PAGE;
-        if (lane == 0) barrier_expect(b.full(slot), pages * S::page);
-        __syncwarp();
-        if (lane < pages)
-            copy_box5(b.ring(slot) + lane * S::page, &p.pool[which], b.full(slot), policy, kv_head * S::halves,
-                      page.inside / 8, page.block);
-    } else {
-        int groups = (left + 7) / 8;
-        if (lane == 0) barrier_expect(b.full(slot), groups * S::group);
-        __syncwarp();
-        if (lane < groups)
-            copy_box3(b.ring(slot) + lane * S::group, &p.spans[piece.tensor][which], b.full(slot), policy,
-                      token + lane * 8, kv_head * S::halves);
-    }
+    bool paged = piece.tensor < 0, mine = !pair || lane % 2 == blockIdx.x % 2;
+    int copies = paged ? (left + PAGE - 1) / PAGE : (left + 7) / 8, bytes = paged ? S::page : S::group;
+    if (lane == 0) barrier_expect(b.full(slot), copies * bytes);
+    __syncwarp();
+    if (lane >= copies || !mine) return;
+    uint32_t to = b.ring(slot) + lane * bytes, full = b.full(slot);
+    int head = kv_head * S::halves;
+    if (paged && pair) copy_box5_both(to, &p.pool[which], full, policy, head, page.inside / 8, page.block);
+    else if (paged) copy_box5(to, &p.pool[which], full, policy, head, page.inside / 8, page.block);
+    else if (pair) copy_box3_both(to, &p.spans[piece.tensor][which], full, policy, token + lane * 8, head);
+    else copy_box3(to, &p.spans[piece.tensor][which], full, policy, token + lane * 8, head);
 }
 
 /* The page of lane's tokens [16 lane, +16) of a tile. */
@@ -66,7 +62,7 @@ template <int D, int L> struct ring_writer {
 
 template <int D, int L>
 DEVICE void fill_unit(const hopper_params &p, const hopper_block<D, L> &b, const relayi_cuda_piece &piece, int kv_head,
-                      ring_order order, ring_writer<D, L> &writer, uint64_t policy) {
+                      bool pair, ring_order order, ring_writer<D, L> &writer, uint64_t policy) {
     bool slow = writer.number == 0 && order.tiles >= SLOW_START;
     page_place now = page_of(p, piece, piece.begin), last = {}, before = {}; /* tiles j, j - 1, j - 2 */
 #pragma unroll 1
@@ -75,14 +71,14 @@ DEVICE void fill_unit(const hopper_params &p, const hopper_block<D, L> &b, const
         page_place next = j + 1 < order.tiles ? page_of(p, piece, token + HOPPER_TILE) : page_place{};
         if (j < order.tiles) {
             writer.wait(b);
-            fill_slot(p, b, piece, kv_head, 0, token, now, writer.slot, policy);
+            fill_slot(p, b, piece, kv_head, pair, 0, token, now, writer.slot, policy);
             if (slow && j == 0) barrier_wait(b.full(writer.slot), 0);
             writer.next();
         }
         if (j >= order.step) {
             writer.wait(b);
-            fill_slot(p, b, piece, kv_head, 1, token - order.step * HOPPER_TILE, order.step == 1 ? last : before,
-                         writer.slot, policy);
+            fill_slot(p, b, piece, kv_head, pair, 1, token - order.step * HOPPER_TILE,
+                         order.step == 1 ? last : before, writer.slot, policy);
             writer.next();
         }
         before = last;
@@ -91,14 +87,38 @@ DEVICE void fill_unit(const hopper_params &p, const hopper_block<D, L> &b, const
     }
 }
 
+/* A block's pieces of work: without pairs its first by its number, all others off the counter.  Pairs, and the first
+ * that is none, go by the block's number: a cluster's blocks need not tell each other what they take. */
+template <bool PAIRED> struct work_taker {
+    uint32_t paired; /* pieces of work, of all blocks */
+
+    DEVICE bool pair(uint32_t work) const { return PAIRED && work < paired; }
+    DEVICE uint32_t unit(const hopper_params &p, uint32_t work) const {
+        return pair(work) ? RELAYI_CUDA_PAIRED_UNIT(work, p.kv_heads) : work / p.kv_heads;
+    }
+    DEVICE int kv_head(const hopper_params &p, uint32_t work) const {
+        return static_cast<int>(pair(work) ? RELAYI_CUDA_PAIRED_HEAD(work, p.kv_heads) : work % p.kv_heads);
+    }
+    /* The one after `work`; in the first lane. */
+    DEVICE uint32_t next(const hopper_params &p, uint32_t work) const {
+        if (pair(work)) return work + gridDim.x;
+        uint32_t taken = 0;
+        if (threadIdx.x % 32 == 0) taken = atomicAdd(&static_cast<relayi_cuda_header *>(p.list)->next, 1u);
+        return (PAIRED ? paired : 0) + gridDim.x + taken;
+    }
+};
+
 template <int D, int L> DEVICE void produce(const hopper_params &p, const hopper_block<D, L> &b) {
     using S = hopper_sizes<D, L>;
+    constexpr bool PAIRED = S::paired;
     int lane = threadIdx.x % 32;
-    relayi_cuda_header *header = static_cast<relayi_cuda_header *>(p.list);
     const uint32_t *words = section_of<uint32_t>(p, p.units);
-    const first_unit first(p, hopper_roles<L>());
+    const first_unit first(p, hopper_roles<L>(), PAIRED);
     uint32_t work = first.work, word = first.word, total = tall_total(p);
+    const work_taker<PAIRED> taker = {PAIRED ? paired_total(p) : 0};
+    if (taker.pair(work)) word = __shfl_down_sync(0xFFFFFFFF, word, 16);
     await_ready(HOPPER_PRODUCER, 32);
+    if (PAIRED) cluster_wait(); /* the other block's barriers are ready too */
     uint64_t policy = read_again_policy();
     ring_writer<D, L> writer;
 #pragma unroll 1
@@ -108,20 +128,21 @@ template <int D, int L> DEVICE void produce(const hopper_params &p, const hopper
         barrier_wait(b.unit_empty(entry), (i / HOPPER_UNIT_QUEUE & 1) ^ 1);
         if (lane < 16) reinterpret_cast<uint32_t *>(&to->unit)[lane] = word;
         __syncwarp();
-        int kv_head = work < total ? static_cast<int>(work % p.kv_heads) : -1;
+        int kv_head = work < total ? taker.kv_head(p, work) : -1;
+        bool pair = taker.pair(work);
         relayi_cuda_piece piece = to->unit.first;
         ring_order order = {(piece.end - piece.begin + HOPPER_TILE - 1) / HOPPER_TILE, to->unit.rows > 64 ? 1 : 2};
         if (lane == 0) {
             to->kv_head = kv_head;
             to->tiles = order.tiles;
+            to->pair = pair;
             barrier_arrive(b.unit_full(entry), 1);
         }
         if (kv_head < 0) break;
-        uint32_t more = 0;
-        if (lane == 0) more = gridDim.x + atomicAdd(&header->next, 1u);
-        fill_unit(p, b, piece, kv_head, order, writer, policy);
+        uint32_t more = taker.next(p, work);
+        fill_unit(p, b, piece, kv_head, pair, order, writer, policy);
         work = __shfl_sync(0xFFFFFFFF, more, 0);
-        if (work < total && lane < 16) word = words[work / p.kv_heads * 16 + lane];
+        if (work < total && lane < 16) word = words[taker.unit(p, work) * 16 + lane];
     }
 }
 
@@ -134,21 +155,26 @@ template <int D> struct prompt_state {
 
 /* Where a consumer stands in the ring. */
 template <int D, int L> struct ring_reader {
-    uint32_t base; /* slots used by units before */
+    static constexpr bool PAIRED = hopper_roles<L>::paired;
+    uint32_t base;  /* slots used by units before */
+    uint32_t empty; /* PAIRED: where lanes 0 and 1 let go of the first slot */
 
-    DEVICE uint32_t slot(uint32_t number) const { return (base + number) % hopper_sizes<D, L>::slots; }
+    /* A slot is filled for both blocks of a cluster when both have let go of it.  What is no pair's counts twice. */
+    DEVICE void begin(const hopper_block<D, L> &b, bool pair) {
+        uint32_t block = blockIdx.x % 2;
+        if (PAIRED) empty = in_block(b.empty(0), pair && threadIdx.x % 32 == 1 ? block ^ 1 : block);
+    }
     /* A consumer that takes turns does not see every filling of a slot, and a phase alone would not tell it
      * the filling it waits for from the one before the last. */
-    DEVICE void wait_tag(const hopper_block<D, L> &b, uint32_t number) const {
-        while (load_tag(b.tag(slot(number))) != base + number) continue;
+    DEVICE void wait_tag(const hopper_block<D, L> &b, const ring_place<D, L> &at) const {
+        while (load_tag(b.tag(at.slot)) != at.number) continue;
     }
-    DEVICE void wait(const hopper_block<D, L> &b, uint32_t number) const {
-        barrier_wait(b.full(slot(number)), (base + number) / hopper_sizes<D, L>::slots & 1);
-    }
+    DEVICE void wait(const hopper_block<D, L> &b, const ring_place<D, L> &at) const { barrier_wait(b.full(at.slot), at.parity); }
     /* Each of a consumer's warps lets go of a slot; `share`: of the eight arrivals, this warp's. */
-    DEVICE void release(const hopper_block<D, L> &b, uint32_t number, uint32_t share) const {
+    DEVICE void release(const hopper_block<D, L> &b, const ring_place<D, L> &at, uint32_t share) const {
         __syncwarp();
-        if (threadIdx.x % 32 == 0) barrier_arrive(b.empty(slot(number)), share);
+        if (!PAIRED && threadIdx.x % 32 == 0) barrier_arrive(b.empty(at.slot), share);
+        if (PAIRED && threadIdx.x % 32 < 2) barrier_arrive_in(empty + at.slot * 8, share);
     }
 };
 
@@ -173,11 +199,12 @@ template <typename T, int D> DEVICE void load_prompt_queries(const hopper_params
 /* s = the queries times the keys of a slot. */
 template <typename T, int D> DEVICE void start_scores(float (&s)[48], uint32_t query, uint32_t keys) {
     using S = hopper_sizes<D>;
+    uint64_t a = operand_at(query, 16, S::group), b = operand_at(keys, 16, S::group);
     products_begin();
 #pragma unroll
     for (int k = 0; k < D / 16; k++) {
         uint32_t ahead = k / 4 * 1024 + k % 4 * 32;
-        group_ops<T>::scores(s, operand_at(query + ahead, 16, S::group), operand_at(keys + ahead, 16, S::group), k > 0);
+        group_ops<T>::scores(s, operand_ahead(a, ahead), operand_ahead(b, ahead), k > 0);
     }
     products_commit();
 }
@@ -185,10 +212,10 @@ template <typename T, int D> DEVICE void start_scores(float (&s)[48], uint32_t q
 template <typename T, int D>
 DEVICE void start_values(prompt_state<D> &state, const uint32_t (&weights)[6][4], uint32_t values) {
     using S = hopper_sizes<D>;
+    uint64_t b = operand_at(values, 1024, S::group);
     products_begin();
 #pragma unroll
-    for (int k = 0; k < HOPPER_TILE / 16; k++)
-        group_ops<T>::values(state.acc, weights[k], operand_at(values + k * S::page, 1024, S::group));
+    for (int k = 0; k < HOPPER_TILE / 16; k++) group_ops<T>::values(state.acc, weights[k], operand_ahead(b, k * S::page));
     products_commit();
 }
 
@@ -268,8 +295,8 @@ template <int D, int L> DEVICE void clear_tail(const hopper_block<D, L> &b, uint
 
 /* One unit's tiles first, first + step, ... */
 template <typename T, int D, int L>
-DEVICE void attend_prompt(const hopper_params &p, const hopper_block<D, L> &b, const ring_reader<D, L> &ring, ring_order order,
-                          int tokens, int consumer, prompt_state<D> &state) {
+DEVICE void attend_prompt(const hopper_params &p, const hopper_block<D, L> &b, const ring_reader<D, L> &ring,
+                          ring_order order, int tokens, int consumer, prompt_state<D> &state) {
     uint32_t weights[6][4], share = order.step, query = b.query(consumer);
     float s[48], unit = p.scale * LOG2E, scale[2];
     int tile = order.step == 2 ? consumer : 0;
@@ -278,44 +305,48 @@ DEVICE void attend_prompt(const hopper_params &p, const hopper_block<D, L> &b, c
     state.max[0] = state.max[1] = -CUDART_INF_F;
     state.sum[0] = state.sum[1] = 0.0f;
     if (tile >= order.tiles) return;
-    if (order.step == 2) ring.wait_tag(b, order.key(tile));
-    ring.wait(b, order.key(tile));
-    start_scores<T, D>(s, query, b.ring(ring.slot(order.key(tile))));
+    ring_place<D, L> key(ring.base + order.key(tile));
+    if (order.step == 2) ring.wait_tag(b, key);
+    ring.wait(b, key);
+    start_scores<T, D>(s, query, b.ring(key.slot));
     products_wait<0>();
     pin_registers(s);
-    ring.release(b, order.key(tile), share);
+    ring.release(b, key, share);
+    key = ring_place<D, L>(ring.base + order.key(tile + order.step));
     if (tokens - tile * HOPPER_TILE < HOPPER_TILE) hide_tail(s, tokens - tile * HOPPER_TILE);
     weigh<D>(s, unit, state, scale);
     pack_weights<T>(s, weights);
 #pragma unroll 1
     for (int next = tile + order.step; next < order.tiles; tile = next, next += order.step) {
-        uint32_t key = order.key(next), value = order.value(tile);
+        ring_place<D, L> value = key;
+        value.advance(1);
         if (order.step == 2) ring.wait_tag(b, key);
         ring.wait(b, key);
         if (order.step == 2) ring.wait_tag(b, value);
         ring.wait(b, value);
         if (order.step == 1) meet(4 + consumer, 256); /* the other consumer has started its products */
-        start_scores<T, D>(s, query, b.ring(ring.slot(key)));
-        start_values<T, D>(state, weights, b.ring(ring.slot(value)));
+        start_scores<T, D>(s, query, b.ring(key.slot));
+        start_values<T, D>(state, weights, b.ring(value.slot));
         if (order.step == 1) pass(5 - consumer, 256);
         products_wait<1>();
         pin_registers(s);
         ring.release(b, key, share);
+        key.advance(2 * order.step);
         if (tokens - next * HOPPER_TILE < HOPPER_TILE) hide_tail(s, tokens - next * HOPPER_TILE);
         bool scaled = weigh<D>(s, unit, state, scale);
         /* done long ago; but a wait that hangs on the sums keeps the compiler from weighing after it */
-        ring.wait(b, value + (state.sum[0] + state.sum[1] == -1.0f ? 1 : 0));
+        barrier_wait(b.full(value.slot) + (state.sum[0] + state.sum[1] == -1.0f ? 8 : 0), value.parity);
         products_wait<0>();
         pin_registers(state.acc);
         ring.release(b, value, share);
         if (scaled) scale_sums<D>(state, scale);
         pack_weights<T>(s, weights);
     }
-    uint32_t value = order.value(tile), slot = ring.slot(value);
+    ring_place<D, L> value(ring.base + order.value(tile));
     if (order.step == 2) ring.wait_tag(b, value);
     ring.wait(b, value);
-    if (tokens - tile * HOPPER_TILE < HOPPER_TILE) clear_tail(b, slot, tokens - tile * HOPPER_TILE, consumer);
-    start_values<T, D>(state, weights, b.ring(slot));
+    if (tokens - tile * HOPPER_TILE < HOPPER_TILE) clear_tail(b, value.slot, tokens - tile * HOPPER_TILE, consumer);
+    start_values<T, D>(state, weights, b.ring(value.slot));
     products_wait<0>();
     pin_registers(state.acc);
     ring.release(b, value, share);
@@ -402,10 +433,18 @@ DEVICE void store_prompt(const hopper_params &p, const relayi_cuda_unit &unit, i
     }
 }
 
+/* A block may not end while the other one of its cluster still has slots to let go of here. */
+template <int D, int L> DEVICE void part_from_other(const hopper_block<D, L> &b) {
+    __syncwarp();
+    if (threadIdx.x % 32 < 2) barrier_arrive_in(in_block(b.parted(), threadIdx.x % 32), 1);
+    barrier_wait(b.parted(), 0);
+}
+
 template <typename T, int D, int L> DEVICE void consume(const hopper_params &p, const hopper_block<D, L> &b) {
     using S = hopper_sizes<D, L>;
+    constexpr bool PAIRED = S::paired;
     int consumer = uniform(threadIdx.x / 128);
-    ring_reader<D, L> ring = {0};
+    ring_reader<D, L> ring = {0, 0};
     prompt_state<D> state;
     await_ready(HOPPER_CONSUME, HOPPER_CONSUMERS * 128);
     /* the consumers' products take turns, so that one weighs while the other multiplies; the first begins */
@@ -422,6 +461,7 @@ template <typename T, int D, int L> DEVICE void consume(const hopper_params &p, 
         int first = order.step == 1 ? consumer * 64 : 0;
         load_prompt_queries<T, D>(p, unit, kv_head, first, b.memory + S::query_at + consumer * S::query);
         meet(1 + consumer, 128);
+        ring.begin(b, from->pair);
         attend_prompt<T>(p, b, ring, order, unit.first.end - unit.first.begin, consumer, state);
         complete_prompt<D>(state);
         if (order.step == 2) {
@@ -436,6 +476,7 @@ template <typename T, int D, int L> DEVICE void consume(const hopper_params &p, 
         __syncwarp();
         if (threadIdx.x % 32 == 0) barrier_arrive(b.unit_empty(entry), 1);
     }
+    if (PAIRED && !p.inside) part_from_other(b); /* else all blocks wait for all */
 }
 
 #endif

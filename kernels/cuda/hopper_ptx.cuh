@@ -42,6 +42,25 @@ DEVICE void barrier_wait(uint32_t barrier, uint32_t parity) {
 /* Makes initialised barriers visible to the copy engine. */
 DEVICE void barriers_ready() { asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); }
 
+/* ---- clusters of two blocks --------------------------------------------------- */
+
+/* The same address in one of the cluster's blocks. */
+DEVICE uint32_t in_block(uint32_t address, uint32_t block) {
+    uint32_t there;
+    asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(address), "r"(block));
+    return there;
+}
+/* An arrival at a barrier of either block, so much released as the default says: `.release.cluster`, spelt out, is a
+ * fence of all memory. */
+DEVICE void barrier_arrive_in(uint32_t barrier, uint32_t count) {
+    asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0], %1;" ::"r"(barrier), "r"(count) : "memory");
+}
+/* Once a thread each: `arrive` does not wait. */
+DEVICE void cluster_arrive() { asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory"); }
+DEVICE void cluster_wait() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
+
+/* ---- one block ------------------------------------------------------------------ */
+
 /* Numbers that other warps of the block wait for. */
 DEVICE void store_tag(uint32_t at, uint32_t tag) { asm volatile("st.release.cta.shared.u32 [%0], %1;" ::"r"(at), "r"(tag) : "memory"); }
 DEVICE uint32_t load_tag(uint32_t at) {
@@ -92,6 +111,21 @@ DEVICE void copy_box3(uint32_t to, const CUtensorMap *map, uint32_t barrier, uin
                  "l"(reinterpret_cast<uint64_t>(map)), "r"(0), "r"(c1), "r"(c2), "r"(barrier), "l"(policy)
                  : "memory");
 }
+/* The same into both blocks of a cluster, each of whose barriers counts the bytes. */
+DEVICE void copy_box5_both(uint32_t to, const CUtensorMap *map, uint32_t barrier, uint64_t policy, int c2, int c3, int c4) {
+    asm volatile("cp.async.bulk.tensor.5d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster.L2::cache_hint "
+                 "[%0], [%1, {%2, %2, %3, %4, %5}], [%6], %7, %8;" ::"r"(to),
+                 "l"(reinterpret_cast<uint64_t>(map)), "r"(0), "r"(c2), "r"(c3), "r"(c4), "r"(barrier),
+                 "h"(static_cast<uint16_t>(3)), "l"(policy)
+                 : "memory");
+}
+DEVICE void copy_box3_both(uint32_t to, const CUtensorMap *map, uint32_t barrier, uint64_t policy, int c1, int c2) {
+    asm volatile("cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster.L2::cache_hint "
+                 "[%0], [%1, {%2, %3, %4}], [%5], %6, %7;" ::"r"(to),
+                 "l"(reinterpret_cast<uint64_t>(map)), "r"(0), "r"(c1), "r"(c2), "r"(barrier),
+                 "h"(static_cast<uint16_t>(3)), "l"(policy)
+                 : "memory");
+}
 
 /* ---- products by a warpgroup ------------------------------------------------ */
 
@@ -103,6 +137,10 @@ DEVICE uint64_t operand_at(uint32_t address, uint32_t across, uint32_t down) {
 }
 DEVICE void products_begin() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 DEVICE void products_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
+/* So many bytes further on. */
+DEVICE uint64_t operand_ahead(uint64_t operand, uint32_t bytes) {
+    return (operand & 0xFFFFFFFF00000000u) | (static_cast<uint32_t>(operand) + (bytes >> 4));
+}
 template <int N> DEVICE void products_wait() { asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(N) : "memory"); }
 
 /* The compiler may not move uses of registers across it. */

@@ -32,6 +32,7 @@ typedef struct replay {
 static chk_case world_case(const chk *c) {
     chk_case k = chk_case_defaults(chk_mix(c->seed, 4242));
     k.attention.num_heads = 8;
+    k.attention.num_kv_heads = 1; /* stacked, up to 240 rows: some batches have pairs of tiles */
     k.attention.head_dim = 128;
     k.attention.query_dtype = k.attention.kv_dtype = k.attention.output_dtype = RELAY_BF16;
     chk_add_segment(&k, -1, 0, MOST_REQUESTS, RELAY_KV_PAGED, MOST_PROMPT);
