@@ -143,6 +143,17 @@ static int64_t saving_of(const builder *b, int32_t segment) {
     return (int64_t)(s->count - 1) * s->kv.length * b->plan->attention.num_kv_heads;
 }
 
+/* Requests that read all of their tokens by themselves are worth the Hopper kernel's start. */
+static bool plain_is_long(const builder *b) {
+    int64_t all = 0;
+    for (int32_t p = 0; p < b->content->num_requests; p++) {
+        int32_t tokens = relayi_path_end(b->content, p) + b->content->own[b->content->order[p]].length;
+        if (tokens >= LONG_PROMPT) return true;
+        all += tokens;
+    }
+    return all * b->plan->attention.num_kv_heads >= MIN_PLAIN_HOPPER;
+}
+
 /* A step of the Hopper kernel costs some microseconds more than plain attention, however many prompts it has;
  * for less, sharing on the general kernel pays where the users' own tokens are few beside what is saved. */
 static void weigh_sharing(builder *b) {
@@ -157,7 +168,7 @@ static void weigh_sharing(builder *b) {
     for (int32_t r = 0; r < b->content->num_requests; r++)
         own += (int64_t)b->content->own[r].length * b->plan->attention.num_kv_heads;
     b->shares_much = total >= least && (total >= own || total >= MIN_SAVING_BESIDE_OWN);
-    b->shares = b->shares_much || total >= 2 * own;
+    b->shares = b->shares_much || (total >= 2 * own && !plain_is_long(b));
 }
 
 static bool relay_pays(const builder *b, int32_t segment) {
@@ -758,17 +769,6 @@ static bool few_rows(const builder *b) {
     for (int32_t r = 0; r < b->content->num_requests; r++)
         if (b->content->query_start[r + 1] - b->content->query_start[r] > RELAYI_CUDA_HOPPER_ROWS) return false;
     return true;
-}
-
-/* Requests that read all of their tokens by themselves are worth the Hopper kernel's start. */
-static bool plain_is_long(const builder *b) {
-    int64_t all = 0;
-    for (int32_t p = 0; p < b->content->num_requests; p++) {
-        int32_t tokens = relayi_path_end(b->content, p) + b->content->own[b->content->order[p]].length;
-        if (tokens >= LONG_PROMPT) return true;
-        all += tokens;
-    }
-    return all * b->plan->attention.num_kv_heads >= MIN_PLAIN_HOPPER;
 }
 
 /* Little that is shared, and short plain attention, are faster on the general kernel, which starts sooner. */
