@@ -3,6 +3,8 @@
 #ifndef RELAY_HOPPER_CUDA_CUH
 #define RELAY_HOPPER_CUDA_CUH
 
+#include <atomic>
+
 #include "attend_cuda.cuh"
 #include "hopper_merge.cuh"
 #include "hopper_prompt.cuh"
@@ -130,48 +132,58 @@ template <int D> static cudaError_t make_maps(const relayi_cuda_attend *call, ho
     return error;
 }
 
-template <typename T, int D, bool PAIRED>
-static cudaError_t launch_blocks(const hopper_params &p, int multiprocessors, cudaStream_t stream) {
-    constexpr int bytes = hopper_sizes<D>::bytes;
+/* A launch of the kernel, and what has to be said of it. */
+template <typename T, int D, bool PAIRED> struct hopper_launch {
     cudaLaunchAttribute attributes[2] = {};
     cudaLaunchConfig_t config = {};
-    config.gridDim = static_cast<unsigned>(multiprocessors);
-    config.blockDim = HOPPER_THREADS;
-    config.dynamicSmemBytes = bytes;
-    config.stream = stream;
-    config.attrs = attributes;
-    if (PAIRED) {
-        attributes[config.numAttrs].id = cudaLaunchAttributeClusterDimension;
-        attributes[config.numAttrs].val.clusterDim.x = 2;
-        attributes[config.numAttrs].val.clusterDim.y = attributes[config.numAttrs].val.clusterDim.z = 1;
-        config.numAttrs++;
+
+    hopper_launch(int multiprocessors, cudaStream_t stream) {
+        config.gridDim = static_cast<unsigned>(multiprocessors);
+        config.blockDim = HOPPER_THREADS;
+        config.dynamicSmemBytes = hopper_sizes<D>::bytes;
+        config.stream = stream;
+        config.attrs = attributes;
+        if (!PAIRED) return;
+        attributes[0].id = cudaLaunchAttributeClusterDimension;
+        attributes[0].val.clusterDim.x = 2;
+        attributes[0].val.clusterDim.y = attributes[0].val.clusterDim.z = 1;
+        config.numAttrs = 1;
     }
-    if (p.inside) { /* blocks wait for each other: all run at once, or none */
+    /* Blocks wait for each other: all run at once, or none. */
+    void together() {
         attributes[config.numAttrs].id = cudaLaunchAttributeCooperative;
         attributes[config.numAttrs++].val.cooperative = 1;
     }
-    cudaError_t error = cudaFuncSetAttribute(attend_hopper<T, D, PAIRED>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
-    return error != cudaSuccess ? error : cudaLaunchKernelEx(&config, attend_hopper<T, D, PAIRED>, p);
+    static cudaError_t allow() {
+        return cudaFuncSetAttribute(attend_hopper<T, D, PAIRED>, cudaFuncAttributeMaxDynamicSharedMemorySize, hopper_sizes<D>::bytes);
+    }
+};
+
+template <typename T, int D, bool PAIRED>
+static cudaError_t launch_blocks(const hopper_params &p, int multiprocessors, cudaStream_t stream) {
+    hopper_launch<T, D, PAIRED> launch(multiprocessors, stream);
+    if (p.inside) launch.together();
+    cudaError_t error = launch.allow();
+    return error != cudaSuccess ? error : cudaLaunchKernelEx(&launch.config, attend_hopper<T, D, PAIRED>, p);
 }
 
 /* All multiprocessors can be had in clusters of two. */
-template <typename T, int D> static bool has_clusters(int multiprocessors) {
-    constexpr int bytes = hopper_sizes<D>::bytes;
-    cudaLaunchAttribute attribute = {};
-    attribute.id = cudaLaunchAttributeClusterDimension;
-    attribute.val.clusterDim.x = 2;
-    attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
-    cudaLaunchConfig_t config = {};
-    config.gridDim = static_cast<unsigned>(multiprocessors);
-    config.blockDim = HOPPER_THREADS;
-    config.dynamicSmemBytes = bytes;
-    config.attrs = &attribute;
-    config.numAttrs = 1;
+template <typename T, int D> static bool find_clusters(int multiprocessors) {
+    hopper_launch<T, D, true> launch(multiprocessors, nullptr);
     int clusters = 0;
-    cudaError_t error = cudaFuncSetAttribute(attend_hopper<T, D, true>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
-    if (error == cudaSuccess) error = cudaOccupancyMaxActiveClusters(&clusters, attend_hopper<T, D, true>, &config);
+    cudaError_t error = launch.allow();
+    if (error == cudaSuccess) error = cudaOccupancyMaxActiveClusters(&clusters, attend_hopper<T, D, true>, &launch.config);
     if (error != cudaSuccess) cudaGetLastError();
     return error == cudaSuccess && 2 * clusters >= multiprocessors;
+}
+
+/* Asked once a device: a launch would be the slower for it. */
+template <typename T, int D> static bool has_clusters(int device, int multiprocessors) {
+    static std::atomic<signed char> known[64]; /* 1: yes, -1: no */
+    if (multiprocessors % 2 != 0) return false;
+    if (device < 0 || device >= 64) return find_clusters<T, D>(multiprocessors);
+    if (known[device] == 0) known[device] = find_clusters<T, D>(multiprocessors) ? 1 : -1;
+    return known[device] > 0;
 }
 
 template <typename T, int D>
@@ -183,7 +195,7 @@ static cudaError_t launch_hopper(const relayi_cuda_attend *call, int multiproces
     p.output_f16 = call->output_dtype == RELAY_F16;
     cudaError_t error = make_maps<D>(call, &p);
     if (error != cudaSuccess) return error;
-    bool paired = call->may_pair && multiprocessors % 2 == 0 && has_clusters<T, D>(multiprocessors);
+    bool paired = call->may_pair && has_clusters<T, D>(call->device, multiprocessors);
     return paired ? launch_blocks<T, D, true>(p, multiprocessors, stream)
                   : launch_blocks<T, D, false>(p, multiprocessors, stream);
 }
