@@ -295,11 +295,18 @@ static void check_pairs(const reader *r) {
 }
 
 static int64_t pairs_seen;
+static unsigned layouts_seen; /* a bit each */
 
 static void check_hopper(const reader *r) {
     int32_t tall = r->header->num_tall;
     bool hopper = r->plan->cuda->kernel == RELAYI_CUDA_HOPPER;
     CHECK(hopper || (tall == r->header->num_units && r->header->num_pairs == 0));
+    if (hopper) {
+        relayi_cuda_layout layout = r->plan->cuda->layout;
+        layouts_seen |= 1u << layout;
+        CHECK(layout != RELAYI_CUDA_USERS_ALONE || tall == 0);
+        CHECK(layout == RELAYI_CUDA_USERS_ALONE || tall > 0 || r->plan->cuda->bounded || r->header->num_units == 0);
+    }
     if (hopper) check_pairs(r);
     if (hopper) check_taken(r);
     pairs_seen += r->header->num_pairs;
@@ -851,5 +858,6 @@ int main(void) {
     test_options();
     test_block_size();
     test_loader();
+    CHECK_MSG(layouts_seen == 0x1F, "the random batches met layouts %x alone", layouts_seen);
     return test_result();
 }
