@@ -49,5 +49,6 @@ relayi_cuda_layout relayi_cuda_choose_layout(const relayi_cuda_load *tall, const
     double tiles = tall->total / (double)blocks, distinct = tall->distinct / (double)blocks;
     if (tiles <= 0.35 * pages && distinct <= 0.2 * pages) return RELAYI_CUDA_FOR_USERS;
     bool low = tall->low > 0.5 * tall->total;
-    return pages >= 40.0 || (low && pages >= 12.0) ? RELAYI_CUDA_FOR_BOTH : RELAYI_CUDA_FOR_PROMPTS;
+    bool both = (pages >= 40.0 && tiles <= 0.5 * pages) || (low && pages >= 12.0);
+    return both ? RELAYI_CUDA_FOR_BOTH : RELAYI_CUDA_FOR_PROMPTS;
 }
