@@ -378,6 +378,7 @@ static relayi_cuda_load weigh_cuts(const builder *b, bool tall) {
         int64_t units = (int64_t)cut->tiles * b->plan->attention.num_kv_heads;
         load.alike = load.alike && (load.cuts == 0 || steps == load.longest);
         load.longest = steps > load.longest ? steps : load.longest;
+        load.shortest = load.cuts == 0 || steps < load.shortest ? steps : load.shortest;
         load.total += (double)(steps * units);
         load.distinct += (double)(steps * b->plan->attention.num_kv_heads);
         load.low += cut->tile_rows <= 64 ? (double)(steps * units) : 0.0;
@@ -421,7 +422,9 @@ static void choose_hopper_chunks(builder *b) {
     choose_layout(b, &tall, &flat);
     bool alone = b->cuda->layout == RELAYI_CUDA_USERS_ALONE;
     int64_t warps = alone ? RELAYI_CUDA_HOPPER_ALONE_WARPS : RELAYI_CUDA_HOPPER_USER_WARPS;
-    int64_t tiles = relayi_cuda_spread(&tall, true, blocks), pages = relayi_cuda_spread(&flat, false, warps * blocks);
+    double time = 0.0;
+    int64_t tiles = relayi_cuda_spread(&tall, true, blocks, &time);
+    int64_t pages = relayi_cuda_spread(&flat, false, warps * blocks, &time);
     for (int32_t i = 0; i < b->num_cuts; i++)
         chop(b, &b->cuts[i], b->cuts[i].shape == RELAYI_CUDA_FLAT ? pages : tiles, &budget);
 }

@@ -78,18 +78,18 @@ typedef struct relayi_cuda_plan {
     relayi_cuda_step step;
 } relayi_cuda_plan;
 
-/* Work of one kind for relayi_cuda_spread: `total` steps in `cuts` cuts of up to `longest`, all as long if
+/* Work of one kind for relayi_cuda_spread: `total` steps in `cuts` cuts of `shortest` to `longest`, all as long if
  * `alike`; a chunk more costs each cut `states` on average.  Of prompts: `distinct` steps, each counted once for all
  * tiles of rows that take it, and `low` ones, of tiles that have at most 64 rows. */
 typedef struct relayi_cuda_load {
     double total, states, distinct, low;
-    int64_t cuts, longest;
+    int64_t cuts, longest, shortest;
     bool alike;
 } relayi_cuda_load;
 
 /* Steps of a chunk that keep `slots` workers of the Hopper kernel busy for the shortest time; `tall`: prompt
- * tiles, else pages. */
-int64_t relayi_cuda_spread(const relayi_cuda_load *load, bool tall, int64_t slots);
+ * tiles, else pages.  `time`: microseconds that other workers need beside these, and then what all need. */
+int64_t relayi_cuda_spread(const relayi_cuda_load *load, bool tall, int64_t slots, double *time);
 
 /* What the Hopper kernel's memory should go to, if `blocks` blocks have so much of both to do. */
 relayi_cuda_layout relayi_cuda_choose_layout(const relayi_cuda_load *tall, const relayi_cuda_load *flat, int64_t blocks);

@@ -2,43 +2,51 @@
  * bench/results/h200. */
 #include "plan_cuda.h"
 
-/* A worker's tile or page; what a unit takes besides; and a step's share of memory's time, all workers together. */
+/* A worker's tile or page, and what a unit takes besides. */
 typedef struct spread_costs {
-    double step, unit, memory;
+    double step, unit;
 } spread_costs;
 
-static const spread_costs flat_costs = {1.0, 4.0, 0.0}, tall_costs = {1.2, 2.5, 0.0};
+static const spread_costs flat_costs = {1.0, 4.0}, tall_costs = {1.2, 2.5};
 #define STATE_COST 0.0003 /* of writing and merging one more state, all workers together */
 #define MOST_ROUNDS 3
 
-static double estimate(const relayi_cuda_load *load, const spread_costs *costs, int64_t steps, int64_t slots) {
+/* `beside`: time that others need anyway. */
+static double estimate(const relayi_cuda_load *load, const spread_costs *costs, int64_t steps, int64_t slots, double beside) {
     double chunks = load->alike ? (double)((load->longest + steps - 1) / steps)
                                 : load->total / (double)(load->cuts * steps) + 0.5;
     if (chunks < 1.0) chunks = 1.0;
     double units = chunks * (double)load->cuts, cost = (double)steps * costs->step + costs->unit;
     double workers = (load->total * costs->step + units * costs->unit) / (double)slots + 0.5 * cost;
     if (load->alike) workers = (double)(((int64_t)units + slots - 1) / slots) * cost;
-    double memory = load->total * costs->memory + costs->unit;
-    return (workers > memory ? workers : memory) + STATE_COST * load->states * chunks;
+    return (workers > beside ? workers : beside) + STATE_COST * load->states * chunks;
 }
 
-int64_t relayi_cuda_spread(const relayi_cuda_load *load, bool tall, int64_t slots) {
+/* A chunk a little shorter than the shortest cut would leave a rest of each of those. */
+static int64_t whole_shortest(const relayi_cuda_load *load, int64_t steps) {
+    return steps < load->shortest && load->shortest <= steps + steps / 3 ? load->shortest : steps;
+}
+
+int64_t relayi_cuda_spread(const relayi_cuda_load *load, bool tall, int64_t slots, double *time) {
     const spread_costs *costs = tall ? &tall_costs : &flat_costs;
     int64_t best = load->longest > 0 ? load->longest : 1, fewest = tall ? 1 : 2;
+    const double beside = *time;
     if (load->cuts == 0) return best;
-    double least = load->cuts >= slots || load->alike ? estimate(load, costs, best, slots) : 1e30;
+    double least = load->cuts >= slots || load->alike ? estimate(load, costs, best, slots, beside) : 1e30;
     for (int rounds = 1; rounds <= MOST_ROUNDS; rounds++) {
         int64_t fair = (int64_t)(load->total / (double)(slots * rounds)) + 1;
         for (int wider = 0; wider < 6; wider++) {
             int64_t steps = fair + fair * wider / 8;
             if (steps < fewest) steps = fewest;
             if (steps > load->longest) steps = load->longest;
-            double took = estimate(load, costs, steps, slots);
+            double took = estimate(load, costs, steps, slots, beside);
             if (took >= least) continue;
             least = took;
             best = steps;
         }
     }
+    best = whole_shortest(load, best);
+    *time = estimate(load, costs, best, slots, beside);
     return best;
 }
 
