@@ -55,8 +55,8 @@ int64_t relayi_cuda_spread(const relayi_cuda_load *load, bool tall, int64_t slot
 relayi_cuda_layout relayi_cuda_choose_layout(const relayi_cuda_load *tall, const relayi_cuda_load *flat, int64_t blocks) {
     double pages = flat->total / (double)(blocks * RELAYI_CUDA_HOPPER_USER_WARPS);
     double tiles = tall->total / (double)blocks, distinct = tall->distinct / (double)blocks;
-    if (tiles <= 0.35 * pages && distinct <= 0.2 * pages) return RELAYI_CUDA_FOR_USERS;
     bool low = tall->low > 0.5 * tall->total;
+    if (!low && tiles <= 0.35 * pages && distinct <= 0.2 * pages) return RELAYI_CUDA_FOR_USERS;
     bool both = (pages >= 40.0 && tiles <= 0.5 * pages) || (low && pages >= 12.0);
     return both ? RELAYI_CUDA_FOR_BOTH : RELAYI_CUDA_FOR_PROMPTS;
 }

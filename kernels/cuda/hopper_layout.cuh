@@ -188,19 +188,33 @@ DEVICE int64_t hopper_query(const relayi_cuda_params &p, const relayi_cuda_unit 
 
 /* Where in the ring lies what is the `number`th to be filled in since the kernel's start.  Reckoned from the one before:
  * consumers wait for each step of a division. */
-template <int D, int L> struct ring_place {
-    static constexpr uint32_t slots = hopper_sizes<D, L>::slots;
+template <int SLOTS> struct slot_place {
+    static constexpr uint32_t slots = SLOTS, most = 4; /* that a step of two consumers which take turns goes on by */
     uint32_t number, slot, parity;
 
-    DEVICE explicit ring_place(uint32_t n) : number(n), slot(n % slots), parity(n / slots & 1) {}
-    DEVICE void advance(uint32_t by) { /* up to `slots` */
+    __host__ DEVICE constexpr explicit slot_place(uint32_t n) : number(n), slot(n % slots), parity(n / slots & 1) {}
+    __host__ DEVICE constexpr void advance(uint32_t by) {
         number += by;
         slot += by;
-        if (slot < slots) return;
-        slot -= slots;
-        parity ^= 1;
+#pragma unroll
+        for (uint32_t turn = 0; turn < (most + slots - 1) / slots; turn++) {
+            if (slot < slots) continue;
+            slot -= slots;
+            parity ^= 1;
+        }
     }
 };
+template <int SLOTS> constexpr bool advances() {
+    for (uint32_t n = 0; n < 4 * SLOTS; n++)
+        for (uint32_t by = 0; by <= slot_place<SLOTS>::most; by++) {
+            slot_place<SLOTS> at(n), expected(n + by);
+            at.advance(by);
+            if (at.number != expected.number || at.slot != expected.slot || at.parity != expected.parity) return false;
+        }
+    return true;
+}
+static_assert(advances<2>() && advances<3>() && advances<4>() && advances<5>() && advances<8>(), "as by division");
+template <int D, int L> using ring_place = slot_place<hopper_sizes<D, L>::slots>;
 
 /* Which of a prompt's tiles come in which order through the ring: keys `step` tiles ahead of the values.
  * step 1: both consumers see every tile; 2: they take turns. */

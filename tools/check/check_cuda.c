@@ -230,6 +230,22 @@ static void check_sizes(chk *c, cuda_lab *lab) {
     }
 }
 
+/* So much of a prompt that a block of the Hopper kernel takes many of its tiles in one unit, of few rows and of many,
+ * beside few and many tokens of the requests' own: each way of dividing its memory. */
+static void check_long_units(chk *c, cuda_lab *lab) {
+    static const struct { int32_t batch, own; } shapes[] = {{17, 40}, {17, 700}, {130, 40}, {130, 200}};
+    for (int64_t index = 0; index < 4; index++) {
+        chk_case k = chk_case_defaults(case_seed(c, "cuda long", index));
+        k.attention.num_heads = k.attention.num_kv_heads = 16;
+        k.attention.head_dim = 128;
+        k.attention.query_dtype = k.attention.kv_dtype = k.attention.output_dtype = halves[index % 2];
+        k.strategy = RELAY_STRATEGY_RELAY;
+        chk_add_segment(&k, -1, 0, shapes[index].batch, RELAY_KV_PAGED, 4300);
+        for (int32_t r = 0; r < shapes[index].batch; r++) chk_add_request(&k, 1, RELAY_KV_PAGED, shapes[index].own + r % 7);
+        check_case(c, lab, "long units", &k);
+    }
+}
+
 static void check_random(chk *c, cuda_lab *lab) {
     static const int32_t most[] = {1, 4, 9, 16, 24, 9, 4, 90};
     for (int32_t index = 0; index < c->random_cases; index++) {
@@ -245,6 +261,7 @@ void cuda_check_runs(chk *c, cuda_lab *lab) {
     check_batches(c, lab);
     check_steps(c, lab);
     check_sizes(c, lab);
+    check_long_units(c, lab);
     check_random(c, lab);
 }
 
