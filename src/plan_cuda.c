@@ -25,6 +25,7 @@ static const float token_cost[RELAYI_CUDA_NUM_SHAPES] = {1.0f, 1.6f, 3.0f};
 #define MIN_SAVING_BESIDE_OWN 300000 /* the same where requests have more tokens of their own */
 #define MIN_PLAIN_HOPPER 100000 /* tokens of plain attention that pay for the Hopper kernel's start; or one long request */
 #define EXTRA_STATES_PER_SLOT 256 /* states that cutting may add */
+#define EXTRA_UNITS_PER_SLOT 10   /* and units */
 
 typedef struct builder {
     relay_plan *plan;
@@ -388,15 +389,22 @@ static relayi_cuda_load weigh_cuts(const builder *b, bool tall) {
     return load;
 }
 
-static void chop(const builder *b, relayi_cuda_cut *cut, int64_t steps, int64_t *budget) {
+/* What cutting may still add. */
+typedef struct cutting_room {
+    int64_t states, units;
+} cutting_room;
+
+static void chop(const builder *b, relayi_cuda_cut *cut, int64_t steps, cutting_room *left) {
     int64_t tokens = step_tokens(cut), all = round_up(cut->tokens, tokens) / tokens, states = states_of(b, cut);
     int64_t chunks = (all + steps - 1) / steps;
-    if (chunks > 1 + *budget / states) chunks = 1 + *budget / states;
+    if (chunks > 1 + left->states / states) chunks = 1 + left->states / states;
+    if (chunks > 1 + left->units / cut->tiles) chunks = 1 + left->units / cut->tiles;
     steps = (all + chunks - 1) / chunks;
     cut->chunk_tokens = (int32_t)(steps * tokens);
     cut->chunks = (int32_t)((all + steps - 1) / steps);
     cut->cost = (float)steps + (cut->shape == RELAYI_CUDA_FLAT ? 0.0f : 1e6f); /* prompts come first */
-    *budget -= (cut->chunks - 1) * states;
+    left->states -= (cut->chunks - 1) * states;
+    left->units -= (cut->chunks - 1) * (int64_t)cut->tiles;
 }
 
 /* With bounds, a batch within them may have pairs. */
@@ -417,7 +425,8 @@ static void choose_layout(builder *b, const relayi_cuda_load *tall, const relayi
 }
 
 static void choose_hopper_chunks(builder *b) {
-    int64_t budget = (int64_t)b->cuda->work_slots * EXTRA_STATES_PER_SLOT, blocks = b->cuda->work_slots / 2;
+    int64_t slots = b->cuda->work_slots, blocks = slots / 2;
+    cutting_room left = {slots * EXTRA_STATES_PER_SLOT, slots * EXTRA_UNITS_PER_SLOT};
     relayi_cuda_load tall = weigh_cuts(b, true), flat = weigh_cuts(b, false);
     choose_layout(b, &tall, &flat);
     bool alone = b->cuda->layout == RELAYI_CUDA_USERS_ALONE;
@@ -426,7 +435,7 @@ static void choose_hopper_chunks(builder *b) {
     int64_t tiles = relayi_cuda_spread(&tall, true, blocks, &time);
     int64_t pages = relayi_cuda_spread(&flat, false, warps * blocks, &time);
     for (int32_t i = 0; i < b->num_cuts; i++)
-        chop(b, &b->cuts[i], b->cuts[i].shape == RELAYI_CUDA_FLAT ? pages : tiles, &budget);
+        chop(b, &b->cuts[i], b->cuts[i].shape == RELAYI_CUDA_FLAT ? pages : tiles, &left);
 }
 
 static void choose_chunks(builder *b) {
@@ -493,7 +502,7 @@ relayi_cuda_sizes relayi_cuda_bounds(const relay_plan *plan) {
     int64_t states = o->max_rows * paths * plan->attention.num_heads, slots = plan->cuda->work_slots;
     int64_t chunks = paths + o->max_tokens / RELAYI_CUDA_REPEATABLE_CUT;
     relayi_cuda_sizes sizes = {.rows = o->max_rows, .runs = cuts, .ids = o->max_blocks};
-    sizes.units = o->repeatable ? tiles * chunks : 2 * tiles + 10 * slots + 16;
+    sizes.units = o->repeatable ? tiles * chunks : 2 * tiles + slots * EXTRA_UNITS_PER_SLOT + 16;
     sizes.states = o->repeatable ? states * chunks : states + slots * EXTRA_STATES_PER_SLOT;
     sizes.pieces = sizes.units + tiles * paths;
     return sizes;

@@ -743,6 +743,34 @@ static void test_bounds(void) {
     relay_forest_destroy(forest);
 }
 
+/* Requests so long that every worker would take several of their chunks: units stay within their room. */
+static void test_longest_requests(void) {
+    enum { TOKENS = 700000, BLOCKS = TOKENS / 16 };
+    static int32_t ids[BLOCKS];
+    const int32_t query_start[3] = {0, 1, 2};
+    const relay_kv_span own[2] = {{.layout = RELAY_KV_PAGED, .length = TOKENS, .block_table = ids},
+                                  {.layout = RELAY_KV_PAGED, .length = TOKENS / 2, .block_table = ids}};
+    const relay_forest_desc desc = {.struct_size = sizeof desc, .num_requests = 2, .block_size = 16, .num_blocks = BLOCKS,
+                                    .query_start_loc = query_start, .own = own};
+    relay_plan_options options = {.struct_size = sizeof options, .strategy = RELAY_STRATEGY_PLAIN, .max_requests = 2,
+                                  .max_rows = 2, .max_depth = 1, .max_tokens = TOKENS, .max_blocks = 2 * BLOCKS};
+    relay_attention a = relay_attention_defaults();
+    a.num_heads = a.num_kv_heads = 1;
+    a.head_dim = 128;
+    a.query_dtype = a.kv_dtype = a.output_dtype = RELAY_BF16;
+    relay_forest *forest = NULL;
+    relay_plan *plan = NULL;
+    pretend(true);
+    for (int32_t i = 0; i < BLOCKS; i++) ids[i] = i;
+    CHECK(relay_forest_create(&device, &forest) == RELAY_OK && relay_forest_set(forest, &desc) == RELAY_OK);
+    CHECK(relay_plan_create(&device, &a, &options, &plan) == RELAY_OK);
+    CHECK_MSG(relay_plan_build(plan, forest) == RELAY_OK, "%s", last_error);
+    CHECK(plan->cuda->layout == RELAYI_CUDA_USERS_ALONE && plan->cuda->used.units > 1000);
+    relay_plan_destroy(plan);
+    relay_forest_destroy(forest);
+    pretend(false);
+}
+
 static void refuse(const relay_plan_options *options, const batch *b, const char *word) {
     relay_attention a = relay_attention_defaults();
     relay_plan *plan = NULL;
@@ -854,6 +882,7 @@ int main(void) {
     test_most_blocks();
     test_several_tiles();
     test_bounds();
+    test_longest_requests();
     test_beyond_bounds();
     test_options();
     test_block_size();
