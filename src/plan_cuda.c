@@ -414,12 +414,14 @@ static bool may_pair(const builder *b) {
     return some;
 }
 
-/* A plan with bounds keeps its first batch's layout, as it keeps its kernel: prompts may come later. */
+/* A plan with bounds keeps its first batch's layout, as it keeps its kernel: prompts may come later, so that they always
+ * have a ring that suits them. */
 static void choose_layout(builder *b, const relayi_cuda_load *tall, const relayi_cuda_load *flat) {
     relayi_cuda_plan *cuda = b->cuda;
     if (cuda->bounded && cuda->laid_out) return;
     bool alone = cuda->bounded ? b->plan->options.strategy == RELAY_STRATEGY_PLAIN : tall->cuts == 0;
     cuda->layout = alone ? RELAYI_CUDA_USERS_ALONE : relayi_cuda_choose_layout(tall, flat, cuda->work_slots / 2);
+    if (cuda->layout == RELAYI_CUDA_FOR_USERS && cuda->bounded) cuda->layout = RELAYI_CUDA_FOR_BOTH;
     if (cuda->layout == RELAYI_CUDA_FOR_PROMPTS && may_pair(b)) cuda->layout = RELAYI_CUDA_FOR_PAIRS;
     cuda->laid_out = true;
 }

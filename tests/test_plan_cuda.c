@@ -305,6 +305,7 @@ static void check_hopper(const reader *r) {
         relayi_cuda_layout layout = r->plan->cuda->layout;
         layouts_seen |= 1u << layout;
         CHECK(layout != RELAYI_CUDA_USERS_ALONE || tall == 0);
+        CHECK(layout != RELAYI_CUDA_FOR_USERS || !r->plan->cuda->bounded);
         CHECK(layout == RELAYI_CUDA_USERS_ALONE || tall > 0 || r->plan->cuda->bounded || r->header->num_units == 0);
     }
     if (hopper) check_pairs(r);
