@@ -26,7 +26,7 @@
 extern "C" {
 #endif
 
-#define RELAYI_CUDA_VERSION 4u /* counts up with every change of this file */
+#define RELAYI_CUDA_VERSION 5u /* counts up with every change of this file */
 #define RELAYI_CUDA_OPS_SYMBOL "relay_cuda_ops"
 #define RELAYI_CUDA_MAX_CONTIGUOUS 48 /* tensors of a run; they travel as kernel parameters */
 #define RELAYI_CUDA_HOPPER_CONTIGUOUS 4 /* of them, for the Hopper kernel */
@@ -122,12 +122,26 @@ typedef struct relayi_cuda_kv {
     int64_t key_token, key_head, value_token, value_head;
 } relayi_cuda_kv;
 
+/* n / d for n < 2^31, where a division's 25 instructions would be waited for: (high half of n * multiplier, plus n)
+ * shifted right (Granlund and Montgomery, 1994). */
+typedef struct relayi_cuda_divisor {
+    uint32_t multiplier, shift;
+} relayi_cuda_divisor;
+
+static inline relayi_cuda_divisor relayi_cuda_divide_by(uint32_t d) {
+    relayi_cuda_divisor by = {0, 0};
+    while (((uint64_t)1 << by.shift) < d) by.shift++;
+    by.multiplier = (uint32_t)(((((uint64_t)1 << by.shift) - d) << 32) / d + 1);
+    return by;
+}
+
 /* What all of a run's kernels are given, by value: a graph keeps it. */
 typedef struct relayi_cuda_params {
     void *list;                                /* in the workspace */
     uint32_t units, pieces, rows, runs, ids;   /* byte offsets from `list` */
     int32_t unit_room;                         /* units that the list has room for */
     int32_t heads, kv_heads, group, head_dim, block_size;
+    relayi_cuda_divisor by_heads, by_kv_heads, by_group, by_block_size;
     float *acc, *lse;                          /* partial states: [states][head_dim], [states]; HOPPER keeps f16 in
                                                   the same room, kernels/cuda/hopper_state.cuh */
     const void *query;

@@ -134,6 +134,10 @@ static relayi_cuda_params make_params(const relay_plan *plan, const relay_run_ar
                             .slopes = args->alibi_slopes, .sinks = args->sinks, .scale = a->softmax_scale,
                             .soft_cap = a->logit_soft_cap, .window = a->sliding_window,
                             .sink_tokens = a->sliding_window > 0 ? a->num_sink_tokens : 0};
+    p.by_heads = relayi_cuda_divide_by((uint32_t)p.heads);
+    p.by_kv_heads = relayi_cuda_divide_by((uint32_t)p.kv_heads);
+    p.by_group = relayi_cuda_divide_by((uint32_t)p.group);
+    p.by_block_size = relayi_cuda_divide_by((uint32_t)p.block_size);
     point_at_list(plan, args, &p);
     point_at_tensors(args, &p);
     return p;

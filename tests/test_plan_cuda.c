@@ -872,7 +872,32 @@ static void test_loader(void) {
     expect_no_device(OTHER_VERSION, "another version");
 }
 
+/* As kernels do it: tile_cuda.cuh, divide(). */
+static uint32_t divide(uint32_t n, relayi_cuda_divisor by) {
+    return ((uint32_t)((uint64_t)n * by.multiplier >> 32) + n) >> by.shift;
+}
+
+static void test_divisors(void) {
+    for (uint32_t d = 1; d < 3000; d++) {
+        relayi_cuda_divisor by = relayi_cuda_divide_by(d);
+        for (uint32_t n = 0; n < 3 * d + 10; n++) CHECK(divide(n, by) == n / d);
+        for (uint32_t turn = 1; turn <= 40; turn++) {
+            uint32_t multiple = INT32_MAX / d / turn * d;
+            CHECK(divide(multiple, by) == multiple / d);
+            if (multiple > 0) CHECK(divide(multiple - 1, by) == (multiple - 1) / d);
+        }
+        CHECK(divide(INT32_MAX, by) == INT32_MAX / d);
+    }
+    static const uint32_t large[] = {65535, 65536, 65537, 1u << 30, (1u << 30) + 1, INT32_MAX - 1, INT32_MAX};
+    for (size_t i = 0; i < sizeof large / sizeof *large; i++) {
+        relayi_cuda_divisor by = relayi_cuda_divide_by(large[i]);
+        for (uint32_t n = large[i] - 2; n <= large[i]; n++) CHECK(divide(n, by) == n / large[i]);
+        CHECK(divide(INT32_MAX, by) == INT32_MAX / large[i]);
+    }
+}
+
 int main(void) {
+    test_divisors();
     test_coverage();
     test_steps();
     test_pairs();

@@ -48,7 +48,7 @@ template <int D, int MT> struct row_state {
 DEVICE int64_t query_offset(const attend_params &p, int stacked, int kv_head) {
     const relayi_cuda_row *rows =
         reinterpret_cast<const relayi_cuda_row *>(static_cast<const char *>(p.list) + p.rows);
-    int row = stacked / p.group, head = kv_head * p.group + stacked - row * p.group;
+    int row = divide(stacked, p.by_group), head = kv_head * p.group + stacked - row * p.group;
     return rows[row].source * p.query_row + head * p.query_head;
 }
 
@@ -67,7 +67,7 @@ struct row_lookup {
     /* Row r of the two that a thread has in the m-th 16; -1 where there is none. */
     DEVICE int position(const attend_params &p, int m, int r) const {
         int row = m * 16 + r * 8 + static_cast<int>(threadIdx.x % 32) / 4;
-        return row < count ? rows[(begin + row) / p.group].position : -1;
+        return row < count ? rows[divide(begin + row, p.by_group)].position : -1;
     }
     DEVICE float slope(const attend_params &p, int m, int r) const {
         int row = m * 16 + r * 8 + static_cast<int>(threadIdx.x % 32) / 4;
@@ -577,14 +577,14 @@ __global__ void __launch_bounds__(THREADS, sizes<D>::blocks) attend(const __grid
     constexpr uint32_t words = sizeof(relayi_cuda_unit) / 4;
     relayi_cuda_header *header = static_cast<relayi_cuda_header *>(p.list);
     const uint32_t *units = reinterpret_cast<const uint32_t *>(static_cast<const char *>(p.list) + p.units);
-    uint32_t work = blockIdx.x, at = work / p.kv_heads, word = 0, tall = header->num_tall, room = p.unit_room;
+    uint32_t work = blockIdx.x, at = divide(work, p.by_kv_heads), word = 0, tall = header->num_tall, room = p.unit_room;
     if (at < room && threadIdx.x < words) word = units[at * words + threadIdx.x];
     /* both loads are on their way at once; the first is in vain where the unit lies at the room's end */
     if (at >= tall && at < room && threadIdx.x < words) word = units[RELAYI_CUDA_ENTRY(at, tall, room) * words + threadIdx.x];
     uint32_t total = static_cast<uint32_t>(header->num_units) * static_cast<uint32_t>(p.kv_heads);
     start_dependents();
     while (work < total) {
-        int kv_head = static_cast<int>(work % p.kv_heads);
+        int kv_head = static_cast<int>(work - at * p.kv_heads);
         if (threadIdx.x < words) reinterpret_cast<uint32_t *>(&unit)[threadIdx.x] = word;
         if (threadIdx.x == 0) next = gridDim.x + atomicAdd(&header->next, 1u);
         __syncthreads();
@@ -592,7 +592,7 @@ __global__ void __launch_bounds__(THREADS, sizes<D>::blocks) attend(const __grid
         else if (unit.shape == RELAYI_CUDA_TALL) attend_tall<T, D, 1, SHAPED>(p, unit, kv_head, shared);
         else if constexpr (sizes<D>::wide) attend_tall<T, D, 2, SHAPED>(p, unit, kv_head, shared);
         work = next;
-        at = work / p.kv_heads;
+        at = divide(work, p.by_kv_heads);
         if (work < total && threadIdx.x < words) word = units[RELAYI_CUDA_ENTRY(at, tall, room) * words + threadIdx.x];
         __syncthreads(); /* `unit`, `next` and shared memory are done with */
     }

@@ -10,15 +10,22 @@
 #include "hopper_prompt.cuh"
 #include "hopper_user.cuh"
 
-/* By the block's first warp. */
+/* Arrivals that a phase of a block's barrier number `i` takes. */
+template <int D, int L> DEVICE uint32_t arrivals(int i) {
+    using S = hopper_sizes<D, L>;
+    bool slot = i >= S::slots && i < 2 * S::slots, parted = i == S::num_barriers - 1;
+    bool unit = i >= 2 * S::slots + HOPPER_UNIT_QUEUE && i < 2 * S::slots + 2 * HOPPER_UNIT_QUEUE;
+    return (slot || unit || parted ? HOPPER_CONSUMERS * 4 : 1) * (S::paired && (slot || parted) ? 2 : 1);
+}
+
+/* By the block's first warp.  One thread prepares the barriers, one instruction each: the address of that instruction is the
+ * same for a whole warp, and lanes that each prepare one take turns, 60 clocks a turn. */
 template <int D, int L> DEVICE void prepare_block(const hopper_params &p, const hopper_block<D, L> &b) {
     using S = hopper_sizes<D, L>;
-    constexpr int user_first = 2 * S::slots + 2 * HOPPER_UNIT_QUEUE;
     int lane = threadIdx.x;
-    for (int i = lane; i < S::num_barriers; i += 32) {
-        bool slot = i >= S::slots && i < 2 * S::slots, unit = i >= 2 * S::slots + HOPPER_UNIT_QUEUE && i < user_first;
-        bool parted = i == S::num_barriers - 1;
-        barrier_init(b.barrier(i), (slot || unit || parted ? HOPPER_CONSUMERS * 4 : 1) * (S::paired && (slot || parted) ? 2 : 1));
+    if (lane == 0) {
+#pragma unroll
+        for (int i = 0; i < S::num_barriers; i++) barrier_init(b.barrier(i), arrivals<D, L>(i));
     }
     if (lane < S::slots) store_tag(b.tag(lane), 0xFFFFFFFFu);
     barriers_ready();
@@ -225,6 +232,7 @@ static cudaError_t launch_hopper(const relayi_cuda_attend *call, int multiproces
     static_cast<relayi_cuda_params &>(p) = call->params;
     p.flat_slots = multiprocessors * kernel.user_warps;
     p.inside = relayi_cuda_merges_inside(call);
+    p.by_blocks = relayi_cuda_divide_by(static_cast<uint32_t>(multiprocessors));
     p.output_f16 = call->output_dtype == RELAY_F16;
     cudaError_t error = make_maps<D>(call, &p);
     if (error == cudaSuccess) error = allow_memory(kernel);

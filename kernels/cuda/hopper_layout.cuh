@@ -31,6 +31,7 @@ struct hopper_params : relayi_cuda_params {
     int32_t flat_slots; /* warps of the grid that take user units */
     int32_t output_f16; /* else bf16 */
     int32_t inside;     /* the merge happens in this launch; else a kernel after it */
+    relayi_cuda_divisor by_blocks; /* of the grid */
     CUtensorMap pool[2];
     CUtensorMap spans[RELAYI_CUDA_HOPPER_CONTIGUOUS][2];
 };
@@ -43,6 +44,15 @@ template <int L> struct hopper_roles {
     static constexpr int user_warps = alone ? RELAYI_CUDA_HOPPER_ALONE_WARPS : RELAYI_CUDA_HOPPER_USER_WARPS;
     static constexpr int producer = 12; /* no warp of a block of users alone */
     static constexpr int first_feeder = alone ? 8 : 13, feeders = user_warps / 2;
+};
+
+/* What the merge inside keeps in shared memory once the rings are done with, in words of 4 bytes: of each warp two batches
+ * of parts and what these weigh; then what warps that share a row tell each other. */
+enum { MERGE_WARPS = 12, MERGE_BATCH = 32 };
+template <int D> struct hopper_merge_sizes {
+    static constexpr int batch = MERGE_BATCH * (D / 2), warp = 2 * batch + 2 * MERGE_BATCH;
+    static constexpr int join_at = MERGE_WARPS * warp, joined = D + 4;
+    static constexpr int bytes = (join_at + MERGE_WARPS * joined) * 4;
 };
 
 /* How much of a block's memory the prompt's ring and the users' rings have. */
@@ -68,7 +78,8 @@ template <int D, int L = RELAYI_CUDA_FOR_PROMPTS> struct hopper_sizes : hopper_r
     static constexpr int user_ring = user_stages * 2 * page; /* of one warp */
     static constexpr int ring_at = 0, query_at = slots * slot;
     static constexpr int user_at = query_at + (roles::alone ? 0 : HOPPER_CONSUMERS * query);
-    static constexpr int barriers_at = user_at + roles::user_warps * user_ring;
+    static constexpr int rings_end = user_at + roles::user_warps * user_ring, merge_end = hopper_merge_sizes<D>::bytes;
+    static constexpr int barriers_at = rings_end > merge_end ? rings_end : merge_end;
     static constexpr int num_barriers = 2 * slots + 2 * HOPPER_UNIT_QUEUE + 2 * roles::user_warps * user_stages + 1;
     static constexpr int units_at = barriers_at + (num_barriers * 8 + 63) / 64 * 64;
     static constexpr int stats_at = units_at + HOPPER_UNIT_QUEUE * 128;
@@ -131,7 +142,11 @@ template <typename E> DEVICE const E *section_of(const relayi_cuda_params &p, ui
 
 /* The list's entry of FLAT work number `work`. */
 DEVICE const relayi_cuda_unit *flat_entry(const hopper_params &p, uint32_t work) {
-    return section_of<relayi_cuda_unit>(p, p.units) + (p.unit_room - 1 - static_cast<int>(work / p.kv_heads));
+    return section_of<relayi_cuda_unit>(p, p.units) + (p.unit_room - 1 - static_cast<int>(divide(work, p.by_kv_heads)));
+}
+/* Its kv head. */
+DEVICE int flat_head(const hopper_params &p, uint32_t work) {
+    return static_cast<int>(work - divide(work, p.by_kv_heads) * p.kv_heads);
 }
 DEVICE bool in_room(const hopper_params &p, uint32_t work) { return work < static_cast<uint32_t>(p.unit_room) * p.kv_heads; }
 
@@ -146,6 +161,8 @@ DEVICE uint32_t flat_total(const hopper_params &p) {
     return static_cast<uint32_t>(header_of(p)->num_units - header_of(p)->num_tall) * static_cast<uint32_t>(p.kv_heads);
 }
 
+/* Barriers by number, for threads of a block: 1 to 5 are the consumers'. */
+enum { HOPPER_STORED = 6, HOPPER_MERGE = 7 };
 /* The barriers in shared memory are ready; each role waits here by itself, once its first loads are under way. */
 enum { HOPPER_CONSUME, HOPPER_USERS, HOPPER_PRODUCER, HOPPER_FEEDERS, HOPPER_READY = 10 /* the first role's number */ };
 DEVICE void await_ready(int role, int threads) { meet(HOPPER_READY + role, threads + (role == HOPPER_CONSUME ? 0 : 32)); }
@@ -161,7 +178,7 @@ struct first_unit {
         work = blockIdx.x + (users ? gridDim.x * static_cast<uint32_t>(user) : 0);
         word = 0;
         if ((lane >= 16 && !clustered) || !in_room(p, work)) return;
-        uint32_t unit = lane < 16 ? work / p.kv_heads : RELAYI_CUDA_PAIRED_UNIT(work, p.kv_heads);
+        uint32_t unit = lane < 16 ? divide(work, p.by_kv_heads) : divide(work / 2, p.by_kv_heads) * 2 + work % 2;
         if (unit >= static_cast<uint32_t>(p.unit_room)) return;
         const relayi_cuda_unit *entry = users ? flat_entry(p, work) : section_of<relayi_cuda_unit>(p, p.units) + unit;
         word = reinterpret_cast<const uint32_t *>(entry)[lane % 16];
@@ -180,8 +197,8 @@ struct first_unit {
 
 /* Where the query of a unit's row lies; without a look-up where the sources follow each other. */
 DEVICE int64_t hopper_query(const relayi_cuda_params &p, const relayi_cuda_unit &unit, int kv_head, int row) {
-    int stacked = unit.row_begin + row, plan_row = stacked / p.group;
-    int source = unit.source >= 0 ? unit.source + plan_row - unit.row_begin / p.group
+    int stacked = unit.row_begin + row, plan_row = divide(stacked, p.by_group);
+    int source = unit.source >= 0 ? unit.source + plan_row - divide(unit.row_begin, p.by_group)
                                   : section_of<relayi_cuda_row>(p, p.rows)[plan_row].source;
     return source * p.query_row + (kv_head * p.group + stacked - plan_row * p.group) * p.query_head;
 }

@@ -6,33 +6,26 @@
 #include "hopper_layout.cuh"
 #include "hopper_state.cuh"
 
-enum { MERGE_GROUPS = 3, MERGE_BATCH = 16 }; /* warpgroups of a block that merge; parts that are copied together */
+/* All blocks' states are written and can be read once each has called `arrive` and `await` has returned. */
+struct blocks_meeting {
+    unsigned *arrived, before;
 
-/* The rings are done with: two batches of each warp, then what warps that share a row tell each other. */
-template <int D> struct hopper_merge_sizes {
-    static constexpr int state = D / 2, batch = MERGE_BATCH * state; /* words of 4 bytes */
-    static constexpr int join_at = MERGE_GROUPS * 4 * 2 * batch;
-    static constexpr int end = (join_at + MERGE_GROUPS * 4 * 32 * (D / 32 + 2)) * 4;
-    static_assert(end <= hopper_sizes<D, RELAYI_CUDA_FOR_PROMPTS>::barriers_at && end <= hopper_sizes<D, RELAYI_CUDA_FOR_USERS>::barriers_at &&
-                      end <= hopper_sizes<D, RELAYI_CUDA_FOR_BOTH>::barriers_at && end <= hopper_sizes<D, RELAYI_CUDA_USERS_ALONE>::barriers_at,
-                  "room to merge");
-};
-
-/* All blocks' states are written and can be read.  Called by MERGE_GROUPS * 128 threads of every block. */
-DEVICE void meet_blocks(const hopper_params &p) {
-    relayi_cuda_header *header = static_cast<relayi_cuda_header *>(p.list);
-    meet(6, MERGE_GROUPS * 128);
-    if (threadIdx.x == 0) {
-        unsigned *arrived = &header->arrived, now, before, count = blockIdx.x == 0 ? 0x80000000u - (gridDim.x - 1) : 1u;
-        /* the highest bit turns over when all are there, whatever it was: nothing has to be reset */
-        asm volatile("atom.add.release.gpu.global.u32 %0, [%1], %2;" : "=r"(before) : "l"(arrived), "r"(count) : "memory");
+    /* Any time before the block arrives. */
+    DEVICE explicit blocks_meeting(const hopper_params &p) {
+        arrived = &static_cast<relayi_cuda_header *>(p.list)->arrived;
+        asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(before) : "l"(arrived) : "memory");
+    }
+    /* The highest bit turns over when all are there, whatever it was: nothing has to be reset. */
+    DEVICE void arrive() const {
+        unsigned count = blockIdx.x == 0 ? 0x80000000u - (gridDim.x - 1) : 1u;
+        asm volatile("red.release.gpu.global.add.u32 [%0], %1;" ::"l"(arrived), "r"(count) : "memory");
+    }
+    DEVICE void await() const {
+        unsigned now;
         do asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(now) : "l"(arrived) : "memory");
         while (((before ^ now) & 0x80000000u) == 0);
-        /* the counters of work are back at 0 for the next run: nobody takes any more */
-        if (blockIdx.x == 0) header->next = header->next_flat = 0;
     }
-    meet(6, MERGE_GROUPS * 128);
-}
+};
 
 /* All of this runs once a launch, from instruction memory that nothing has warmed: fewer instructions count for
  * more than unrolled loops.  A row's merged state so far, in powers of two; a lane has the D / 32 dims of its words. */
@@ -60,18 +53,18 @@ template <int D> struct merged {
 };
 
 /* Which (row, head) pairs a warp merges: those of a block lie side by side, so that it finds their descriptions
- * near.  Few rows: four warps each, or all twelve, so that their parts are read at once; else a warp each. */
+ * near.  One a block at most: all warps share it, so that its parts, which may be many, are read at once. */
 struct merge_share {
     int pair, end, step, part, stride; /* part: the warp's first of a pair's, and every `stride`th after it */
 
-    DEVICE merge_share(const hopper_params &p, int number) {
+    DEVICE merge_share(const hopper_params &p, int warp) {
         int pairs = header_of(p)->num_rows * p.heads;
-        int each = (pairs + static_cast<int>(gridDim.x) - 1) / static_cast<int>(gridDim.x);
-        stride = each <= 1 ? MERGE_GROUPS * 4 : each <= MERGE_GROUPS ? 4 : 1;
-        step = MERGE_GROUPS * 4 / stride;
-        pair = static_cast<int>(blockIdx.x) * each + number / stride;
+        int each = divide(pairs + static_cast<int>(gridDim.x) - 1, p.by_blocks);
+        stride = each <= 1 ? MERGE_WARPS : 1;
+        step = each <= 1 ? 1 : MERGE_WARPS;
+        pair = static_cast<int>(blockIdx.x) * each + (each <= 1 ? 0 : warp);
         end = min(static_cast<int>(blockIdx.x + 1) * each, pairs);
-        part = number % stride;
+        part = each <= 1 ? warp : 0;
     }
 };
 
@@ -79,8 +72,8 @@ struct merge_share {
 DEVICE void touch_rows(const hopper_params &p) {
     const merge_share share(p, 0);
     const relayi_cuda_row *rows = section_of<relayi_cuda_row>(p, p.rows);
-    int lane = threadIdx.x % 32, row = share.pair / p.heads + lane;
-    if (share.pair >= share.end || row > (share.end - 1) / p.heads) return;
+    int lane = threadIdx.x % 32, row = divide(share.pair, p.by_heads) + lane;
+    if (share.pair >= share.end || row > static_cast<int>(divide(share.end - 1, p.by_heads))) return;
     relayi_cuda_row of = rows[row];
     const relayi_cuda_run *runs = section_of<relayi_cuda_run>(p, p.runs) + of.first_run;
     int seen = 0;
@@ -89,13 +82,12 @@ DEVICE void touch_rows(const hopper_params &p) {
     asm volatile("" ::"r"(seen)); /* read, whatever it is */
 }
 
-/* Up to MERGE_BATCH parts of a pair; lane i knows part i % MERGE_BATCH. */
+/* Up to MERGE_BATCH parts of a pair; lane i knows part i. */
 struct merge_batch {
-    int pair, source, count; /* pair -1: none; count: of parts */
-    bool last;               /* of its pair */
-    int64_t state;           /* the lane's part; -1: it has none */
-    float power;             /* its lse as a power of two; -infinity: no part */
-    float scale;             /* of those of its dims that the lane adds up */
+    int row, head, source, count; /* head -1: none; count: of parts */
+    bool last;                    /* of its pair */
+    int state;                    /* the lane's part; -1: it has none.  (2^31 states would be 500 GB.) */
+    state_stats stats;            /* its own, once the batch travels */
 };
 
 /* Where a warp's work stands. */
@@ -105,28 +97,27 @@ template <int D> struct merge_walk {
     merge_share share;
     int next; /* part of share.pair that lane 0 takes */
 
-    DEVICE merge_walk(const hopper_params &params, int number) : p(params), share(params, number), next(share.part) {}
+    DEVICE merge_walk(const hopper_params &params, int warp) : p(params), share(params, warp), next(share.part) {}
 
     /* The next batch: where its parts lie. */
     DEVICE merge_batch find() {
-        merge_batch batch = {-1, 0, 0, true, -1, -CUDART_INF_F, 0.0f};
+        merge_batch batch = {0, -1, 0, 0, true, -1, {-CUDART_INF_F, 0}};
         if (share.pair >= share.end) return batch;
-        int row = share.pair / p.heads, head = share.pair - row * p.heads, kv_head = head / p.group, parts = 0;
-        const relayi_cuda_row of = section_of<relayi_cuda_row>(p, p.rows)[row];
+        batch.row = divide(share.pair, p.by_heads);
+        batch.head = share.pair - batch.row * p.heads;
+        int kv_head = divide(batch.head, p.by_group), mine = next + static_cast<int>(threadIdx.x % 32) * share.stride, parts = 0;
+        const relayi_cuda_row of = section_of<relayi_cuda_row>(p, p.rows)[batch.row];
         const relayi_cuda_run *runs = section_of<relayi_cuda_run>(p, p.runs) + of.first_run;
-        int lane = static_cast<int>(threadIdx.x % 32), mine = next + lane % MERGE_BATCH * share.stride;
 #pragma unroll 1
         for (int i = 0; i < of.num_runs; i++) {
             const relayi_cuda_run run = runs[i];
-            int64_t rows = static_cast<int64_t>(run.rows) * p.group;
             int chunk = mine - parts;
             parts += run.chunks;
             if (chunk < 0 || chunk >= run.chunks) continue;
-            batch.state = run.base + (static_cast<int64_t>(chunk) * p.kv_heads + kv_head) * rows +
-                          static_cast<int64_t>(row - run.row_begin) * p.group + head - kv_head * p.group;
+            batch.state = static_cast<int>(run.base) + (chunk * p.kv_heads + kv_head) * run.rows * p.group +
+                          (batch.row - run.row_begin) * p.group + batch.head - kv_head * p.group;
         }
         int left = next < parts ? (parts - next + share.stride - 1) / share.stride : 0;
-        batch.pair = share.pair;
         batch.source = of.source;
         batch.count = min(left, static_cast<int>(MERGE_BATCH));
         batch.last = left <= MERGE_BATCH;
@@ -137,18 +128,13 @@ template <int D> struct merge_walk {
         }
         return batch;
     }
-    /* Starts the copies of a batch's parts into `to`. */
+    /* Starts the copies of a batch's parts into `to`; nothing here waits for any of them. */
     DEVICE void fetch(merge_batch &batch, uint32_t *to) const {
         int lane = threadIdx.x % 32;
-        if (batch.state >= 0) {
-            state_stats stats = read_stats(p, batch.state);
-            batch.power = stats.lse * LOG2E;
-            batch.scale = stats.scale(lane / 16);
-        }
-#pragma unroll 2
+        if (batch.state >= 0) batch.stats = read_stats(p, batch.state);
+#pragma unroll 4
         for (int i = 0; i < batch.count; i += together) {
-            int part = i + lane / lanes;
-            int64_t from = __shfl_sync(0xFFFFFFFF, batch.state, part % 32);
+            int part = i + lane / lanes, from = __shfl_sync(0xFFFFFFFF, batch.state, part % 32);
             if (part < batch.count)
                 copy16(shared_address(to + part * (D / 2) + lane % lanes * 4), state_chunks<D>(p, from) + lane % lanes, true);
         }
@@ -156,23 +142,28 @@ template <int D> struct merge_walk {
     }
 };
 
-/* Adds a batch that has arrived. */
-template <int D> DEVICE void merge_parts(const merge_batch &batch, const uint32_t *parts, merged<D> &m) {
-    static_assert(MERGE_BATCH == 16, "the lanes of a half of the dims know all parts");
+/* What a batch's parts weigh, each half of their dims by itself: weights[half][part]. */
+template <int D> DEVICE void weigh_parts(const merge_batch &batch, float (*weights)[MERGE_BATCH], merged<D> &m) {
     int lane = threadIdx.x % 32;
-    float top = batch.power;
+    float power = batch.stats.lse * LOG2E, top = power;
 #pragma unroll
-    for (int by = 8; by > 0; by /= 2) top = fmaxf(top, __shfl_xor_sync(0xFFFFFFFF, top, by));
+    for (int by = 16; by > 0; by /= 2) top = fmaxf(top, __shfl_xor_sync(0xFFFFFFFF, top, by));
     m.raise(top);
-    float weight = lane % MERGE_BATCH < batch.count ? m.weight(batch.power) : 0.0f, sum = weight;
+    float weight = lane < batch.count ? m.weight(power) : 0.0f, sum = weight;
 #pragma unroll
-    for (int by = 8; by > 0; by /= 2) sum += __shfl_xor_sync(0xFFFFFFFF, sum, by);
+    for (int by = 16; by > 0; by /= 2) sum += __shfl_xor_sync(0xFFFFFFFF, sum, by);
     m.sum += sum;
-    weight = scaled_weight(weight, batch.scale);
+    weights[0][lane] = scaled_weight(weight, batch.stats.scale(0));
+    weights[1][lane] = scaled_weight(weight, batch.stats.scale(1));
+}
+
+/* Adds a batch that has arrived. */
+template <int D> DEVICE void add_parts(int count, const uint32_t *parts, const float (*weights)[MERGE_BATCH], merged<D> &m) {
+    int lane = threadIdx.x % 32;
     const uint32_t *mine = parts + lane * (D / 64);
+    const float *by = weights[lane / 16];
 #pragma unroll 4
-    for (int i = 0; i < batch.count; i++) {
-        float by = __shfl_sync(0xFFFFFFFF, weight, i + (lane & 16));
+    for (int i = 0; i < count; i++) {
         uint32_t words[D / 64];
         if constexpr (D == 128) {
             uint2 both = *reinterpret_cast<const uint2 *>(mine + i * (D / 2));
@@ -181,7 +172,7 @@ template <int D> DEVICE void merge_parts(const merge_batch &batch, const uint32_
         } else {
             words[0] = mine[i * (D / 2)];
         }
-        add_words(m.o, by, words);
+        add_words(m.o, by[i], words);
     }
 }
 
@@ -210,67 +201,78 @@ template <int D> DEVICE void store_merged(const hopper_params &p, int source, in
         p.output_lse[source * p.lse_row + head * p.lse_head] = m.sum == 0.0f ? -CUDART_INF_F : (m.max + __log2f(m.sum)) * LN2;
 }
 
-/* `warps` warps have each merged a share of a row's parts: makes it one, in the first of them. */
-template <int D> DEVICE void join_warps(char *memory, int part, int warps, merged<D> &m) {
-    constexpr int width = D / 32 + 2;
-    int lane = threadIdx.x % 32, group = warps == 4 ? threadIdx.x / 128 : 0;
-    float *shared = reinterpret_cast<float *>(memory) + hopper_merge_sizes<D>::join_at + group * 4 * 32 * width;
-    float *mine = shared + (part * 32 + lane) * width;
+/* All warps have each merged a share of a row's parts: makes it one, in the first of them. */
+template <int D> DEVICE void join_warps(float *shared, int warp, merged<D> &m) {
+    constexpr int width = hopper_merge_sizes<D>::joined;
+    int lane = threadIdx.x % 32;
+    float *mine = shared + warp * width;
 #pragma unroll
-    for (int d = 0; d < D / 32; d++) mine[d] = m.o[d];
-    mine[D / 32] = m.max;
-    mine[D / 32 + 1] = m.sum;
-    meet(warps == 4 ? 7 + group : 6, warps * 32);
-    if (part == 0) {
+    for (int d = 0; d < D / 32; d++) mine[d * 32 + lane] = m.o[d];
+    if (lane == 0) {
+        mine[D] = m.max;
+        mine[D + 1] = m.sum;
+    }
+    meet(HOPPER_MERGE, MERGE_WARPS * 32);
+    if (warp == 0) {
 #pragma unroll 1
-        for (int w = 1; w < warps; w++) {
-            const float *other = shared + (w * 32 + lane) * width;
-            m.raise(other[D / 32]);
-            float weight = m.weight(other[D / 32]);
-            m.sum += weight * other[D / 32 + 1];
+        for (int w = 1; w < MERGE_WARPS; w++) {
+            const float *other = shared + w * width;
+            m.raise(other[D]);
+            float weight = m.weight(other[D]);
+            m.sum += weight * other[D + 1];
 #pragma unroll
-            for (int d = 0; d < D / 32; d++) m.o[d] += weight * other[d];
+            for (int d = 0; d < D / 32; d++) m.o[d] += weight * other[d * 32 + lane];
         }
     }
-    meet(warps == 4 ? 7 + group : 6, warps * 32);
+    meet(HOPPER_MERGE, MERGE_WARPS * 32);
 }
 
 /* A batch is added while the next one travels, and the one after that is looked for. */
-template <int D>
-DEVICE void merge_rows(const hopper_params &p, char *shared, merge_walk<D> &walk, merge_batch ahead) {
+template <int D> DEVICE void merge_rows(const hopper_params &p, char *shared, merge_walk<D> &walk, merge_batch now, merge_batch next) {
     using S = hopper_merge_sizes<D>;
-    const int part = walk.share.part, stride = walk.share.stride;
-    uint32_t *memory = reinterpret_cast<uint32_t *>(shared) + threadIdx.x / 32 * 2 * S::batch;
+    const int warp = threadIdx.x / 32;
+    uint32_t *memory = reinterpret_cast<uint32_t *>(shared) + warp * S::warp;
+    float(*weights)[MERGE_BATCH] = reinterpret_cast<float(*)[MERGE_BATCH]>(memory + 2 * S::batch);
     merged<D> m;
     m.clear();
-    merge_batch now = {};
+    walk.fetch(now, memory);
 #pragma unroll 1
-    for (int i = 0;; i++) {
-        merge_batch next = ahead;
-        walk.fetch(next, memory + i % 2 * S::batch);
-        ahead = walk.find();
-        if (i > 0) {
-            if (now.pair < 0) return;
-            copies_wait<1>();
-            __syncwarp();
-            merge_parts<D>(now, memory + (i + 1) % 2 * S::batch, m);
-            __syncwarp();
-            if (now.last) {
-                if (stride > 1) join_warps<D>(shared, part, stride, m);
-                if (part == 0) store_merged<D>(p, now.source, now.pair % p.heads, m);
-                m.clear();
-            }
+    for (int i = 0; now.head >= 0; i++) {
+        walk.fetch(next, memory + (i + 1) % 2 * S::batch);
+        merge_batch ahead = walk.find();
+        weigh_parts(now, weights, m);
+        copies_wait<1>();
+        __syncwarp();
+        add_parts(now.count, memory + i % 2 * S::batch, weights, m);
+        __syncwarp();
+        if (now.last) {
+            if (walk.share.stride > 1) join_warps(reinterpret_cast<float *>(shared) + S::join_at, warp, m);
+            if (walk.share.part == 0) store_merged<D>(p, now.source, now.head, m);
+            m.clear();
         }
         now = next;
+        next = ahead;
     }
 }
 
-/* What the list says is read before the blocks meet: the meeting empties the first-level cache. */
+/* Called by MERGE_WARPS warps of every block.  What the list says of the first two batches is read while the blocks meet;
+ * to have met empties the first-level cache. */
 template <int D> DEVICE void finish(const hopper_params &p, char *shared) {
+    const bool first_warp = threadIdx.x < 32;
+    const blocks_meeting meeting(p);
     merge_walk<D> walk(p, threadIdx.x / 32);
-    merge_batch first = walk.find();
-    meet_blocks(p);
-    merge_rows<D>(p, shared, walk, first);
+    if (first_warp) meet(HOPPER_STORED, MERGE_WARPS * 32); /* the block's states are written */
+    else pass(HOPPER_STORED, MERGE_WARPS * 32);
+    if (threadIdx.x == 0) meeting.arrive();
+    merge_batch now = walk.find(), next = walk.find();
+    if (threadIdx.x == 0) {
+        meeting.await();
+        /* the counters of work are back at 0 for the next run: nobody takes any more */
+        relayi_cuda_header *header = static_cast<relayi_cuda_header *>(p.list);
+        if (blockIdx.x == 0) header->next = header->next_flat = 0;
+    }
+    meet(HOPPER_MERGE, MERGE_WARPS * 32);
+    merge_rows<D>(p, shared, walk, now, next);
 }
 
 #endif

@@ -32,7 +32,7 @@ DEVICE page_place page_of(const hopper_params &p, const relayi_cuda_piece &piece
     page_place at = {0, 0};
     token += static_cast<int>(threadIdx.x % 32) * PAGE;
     if (threadIdx.x % 32 >= HOPPER_TILE / PAGE || token >= piece.end || piece.tensor >= 0) return at;
-    int index = token / p.block_size;
+    int index = divide(token, p.by_block_size);
     at.block = __ldg(section_of<int32_t>(p, p.ids) + piece.ids + index);
     at.inside = token - index * p.block_size;
     return at;
@@ -93,11 +93,13 @@ template <bool PAIRED> struct work_taker {
     uint32_t paired; /* pieces of work, of all blocks */
 
     DEVICE bool pair(uint32_t work) const { return PAIRED && work < paired; }
+    /* As RELAYI_CUDA_PAIRED_UNIT and _HEAD say of a pair's. */
     DEVICE uint32_t unit(const hopper_params &p, uint32_t work) const {
-        return pair(work) ? RELAYI_CUDA_PAIRED_UNIT(work, p.kv_heads) : work / p.kv_heads;
+        return pair(work) ? divide(work / 2, p.by_kv_heads) * 2 + work % 2 : divide(work, p.by_kv_heads);
     }
     DEVICE int kv_head(const hopper_params &p, uint32_t work) const {
-        return static_cast<int>(pair(work) ? RELAYI_CUDA_PAIRED_HEAD(work, p.kv_heads) : work % p.kv_heads);
+        uint32_t n = pair(work) ? work / 2 : work;
+        return static_cast<int>(n - divide(n, p.by_kv_heads) * p.kv_heads);
     }
     /* The one after `work`; in the first lane. */
     DEVICE uint32_t next(const hopper_params &p, uint32_t work) const {

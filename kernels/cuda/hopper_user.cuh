@@ -77,7 +77,7 @@ template <int D, int L> struct user_feed {
         walk.begin(p, *unit, 0, PAGE);
         find_pages();
         if (lane() > 0) return;
-        unit->shape = static_cast<int>(coming % p.kv_heads);
+        unit->shape = flat_head(p, coming);
         asked = p.flat_slots + atomicAdd(&static_cast<relayi_cuda_header *>(p.list)->next_flat, 1u);
     }
     DEVICE bool ready() const { return barrier_test(b.user_empty(warp(), stage), phase ^ 1); }
@@ -172,7 +172,7 @@ struct user_rows {
 
 DEVICE user_rows rows_of(const relayi_cuda_params &p, const relayi_cuda_unit &unit, int kv_head) {
     int row = static_cast<int>(threadIdx.x % 32) / 4;
-    int after = (unit.row_begin + row) / p.group - unit.row_begin / p.group;
+    int after = static_cast<int>(divide(unit.row_begin + row, p.by_group) - divide(unit.row_begin, p.by_group));
     return {unit.state + kv_head * static_cast<int64_t>(unit.head_states), unit.rows,
             row < unit.rows ? unit.min_position + after : -1};
 }
@@ -379,8 +379,8 @@ DEVICE void attend_users(const hopper_params &p, const hopper_block<D, L> &b, in
     await_ready(HOPPER_USERS, S::user_warps * 32);
     if (first.work >= flat_total(p)) return;
     const relayi_cuda_unit of = first.unit(); /* its rows, without waiting for its pages */
-    load_user_query<D>(p, of, first.work % p.kv_heads, query);
-    user_rows rows = rows_of(p, of, first.work % p.kv_heads);
+    load_user_query<D>(p, of, flat_head(p, first.work), query);
+    user_rows rows = rows_of(p, of, flat_head(p, first.work));
     state.clear();
 #pragma unroll 1
     for (;;) {

@@ -114,6 +114,9 @@ DEVICE void wait_for_predecessor() {
 
 /* ---- arithmetic ----------------------------------------------------------- */
 
+/* n / d, n < 2^31. */
+DEVICE uint32_t divide(uint32_t n, const relayi_cuda_divisor &by) { return (__umulhi(n, by.multiplier) + n) >> by.shift; }
+
 DEVICE float exp2_fast(float x) {
     float y;
     asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
@@ -175,7 +178,7 @@ DEVICE page_place find_page(const relayi_cuda_params &p, const int32_t *ids, con
     if (token >= walk.end) return at;
     at.inside = token;
     if (walk.tensor < 0) {
-        int index = token / p.block_size;
+        int index = divide(token, p.by_block_size);
         at.block = __ldg(ids + walk.ids + index);
         at.inside = token - index * p.block_size;
     }
