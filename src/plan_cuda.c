@@ -19,11 +19,14 @@ static const float token_cost[RELAYI_CUDA_NUM_SHAPES] = {1.0f, 1.6f, 3.0f};
  * again, to pay for a part. */
 #define MIN_CHUNK 128
 #define MIN_SAVING 8000
-#define MIN_SAVING_HOPPER 64000 /* of all prompts together: bench/fit_cuda.py */
-#define MIN_SAVING_LONG 57000   /* the same with a prompt of so many tokens, which plain attention has to cut up */
-#define LONG_PROMPT 4096
-#define MIN_SAVING_BESIDE_OWN 300000 /* the same where requests have more tokens of their own */
-#define MIN_PLAIN_HOPPER 100000 /* tokens of plain attention that pay for the Hopper kernel's start; or one long request */
+/* On the Hopper kernel, of all prompts together: bench/fit_cuda.py.  Prompts take time of their own, rows have more states
+ * to merge, and requests' own tokens less memory on its way; rows of one head make the least of memory without prompts. */
+#define MIN_SAVING_HOPPER 20000
+#define SAVING_PER_ROW 12 /* and query head */
+#define SAVING_PER_OWN 1.35
+#define SAVING_PER_OWN_ALONE 0.5 /* if a kv head has one query head */
+#define FEW_REQUESTS 4           /* which plain attention has to cut up */
+#define MIN_SAVING_FEW 16000
 #define EXTRA_STATES_PER_SLOT 256 /* states that cutting may add */
 #define EXTRA_UNITS_PER_SLOT 10   /* and units */
 
@@ -40,7 +43,7 @@ typedef struct builder {
     int32_t *order;               /* cuts by falling unit cost */
     int32_t num_cuts, num_rows;
     int64_t num_pieces, num_ids;
-    bool hopper, shares, shares_much; /* the kernel; whether sharing pays at all, and on Hopper's kernel */
+    bool hopper, shares; /* the kernel; whether sharing pays at all */
 } builder;
 
 /* ---- memory --------------------------------------------------------------- */
@@ -144,32 +147,19 @@ static int64_t saving_of(const builder *b, int32_t segment) {
     return (int64_t)(s->count - 1) * s->kv.length * b->plan->attention.num_kv_heads;
 }
 
-/* Requests that read all of their tokens by themselves are worth the Hopper kernel's start. */
-static bool plain_is_long(const builder *b) {
-    int64_t all = 0;
-    for (int32_t p = 0; p < b->content->num_requests; p++) {
-        int32_t tokens = relayi_path_end(b->content, p) + b->content->own[b->content->order[p]].length;
-        if (tokens >= LONG_PROMPT) return true;
-        all += tokens;
-    }
-    return all * b->plan->attention.num_kv_heads >= MIN_PLAIN_HOPPER;
-}
-
-/* A step of the Hopper kernel costs some microseconds more than plain attention, however many prompts it has;
- * for less, sharing on the general kernel pays where the users' own tokens are few beside what is saved. */
+/* Prompts beside requests' own tokens cost the Hopper kernel some microseconds more than plain attention. */
 static void weigh_sharing(builder *b) {
-    int64_t total = 0, own = 0, least = MIN_SAVING_HOPPER;
+    const relay_attention *a = &b->plan->attention;
+    double total = 0.0, own = 0.0;
     b->shares = true;
-    if (!hopper_computes(b->plan)) return;
-    for (int32_t s = 0; s < b->content->num_segments; s++) {
-        if (saving_of(b, s) < MIN_SAVING) continue;
-        total += saving_of(b, s);
-        if (b->content->segments[s].kv.length >= LONG_PROMPT) least = MIN_SAVING_LONG;
-    }
-    for (int32_t r = 0; r < b->content->num_requests; r++)
-        own += (int64_t)b->content->own[r].length * b->plan->attention.num_kv_heads;
-    b->shares_much = total >= least && (total >= own || total >= MIN_SAVING_BESIDE_OWN);
-    b->shares = b->shares_much || (total >= 2 * own && !plain_is_long(b));
+    if (!b->hopper) return;
+    for (int32_t s = 0; s < b->content->num_segments; s++)
+        if (saving_of(b, s) >= MIN_SAVING) total += (double)saving_of(b, s);
+    for (int32_t r = 0; r < b->content->num_requests; r++) own += (double)b->content->own[r].length * a->num_kv_heads;
+    double least = MIN_SAVING_HOPPER + (double)SAVING_PER_ROW * b->num_rows * a->num_heads +
+                   own * (b->plan->group == 1 ? SAVING_PER_OWN_ALONE : SAVING_PER_OWN);
+    if (b->content->num_requests <= FEW_REQUESTS && least > MIN_SAVING_FEW) least = MIN_SAVING_FEW;
+    b->shares = total >= least;
 }
 
 static bool relay_pays(const builder *b, int32_t segment) {
@@ -785,19 +775,11 @@ static bool few_rows(const builder *b) {
     return true;
 }
 
-/* Little that is shared, and short plain attention, are faster on the general kernel, which starts sooner. */
-static bool hopper_pays(const builder *b) {
-    relay_strategy strategy = b->plan->options.strategy;
-    if (strategy == RELAY_STRATEGY_RELAY || (strategy != RELAY_STRATEGY_PLAIN && (b->cuda->bounded || b->shares_much))) return true;
-    return !(strategy != RELAY_STRATEGY_PLAIN && b->shares) && plain_is_long(b);
-}
-
 static relay_status choose_kernel(builder *b) {
     relayi_cuda_plan *cuda = b->cuda;
     bool spans_fit = b->plan->max_contiguous <= RELAYI_CUDA_HOPPER_CONTIGUOUS;
     if (!cuda->bounded || !cuda->built)
-        cuda->kernel = hopper_computes(b->plan) && few_rows(b) && spans_fit && hopper_pays(b) ? RELAYI_CUDA_HOPPER
-                                                                                              : RELAYI_CUDA_GENERAL;
+        cuda->kernel = hopper_computes(b->plan) && few_rows(b) && spans_fit ? RELAYI_CUDA_HOPPER : RELAYI_CUDA_GENERAL;
     if (cuda->kernel == RELAYI_CUDA_HOPPER && !spans_fit)
         return relayi_fail(b->plan->device, RELAY_UNSUPPORTED,
                            "relay_plan_build: tensor_index %d; a plan with bounds that was built for up to %d contiguous "
@@ -828,10 +810,10 @@ relay_status relayi_cuda_plan_build(relay_plan *plan, const relayi_forest_conten
     plan->info = (relay_plan_info){.num_requests = content->num_requests};
     b.num_rows = content->query_start ? content->query_start[content->num_requests] : 0;
     plan->num_rows = plan->info.num_rows = b.num_rows;
-    weigh_sharing(&b);
     status = check_bounds(&b);
     if (status == RELAY_OK) status = choose_kernel(&b);
     if (status != RELAY_OK) return status;
+    weigh_sharing(&b);
     if (!reserve_scratch(&b))
         return relayi_fail(plan->device, RELAY_OUT_OF_MEMORY, "relay_plan_build: no memory for the plan");
     if (b.num_rows > 0) cut_all(&b);

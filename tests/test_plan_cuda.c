@@ -878,7 +878,7 @@ static uint32_t divide(uint32_t n, relayi_cuda_divisor by) {
 }
 
 static void test_divisors(void) {
-    for (uint32_t d = 1; d < 3000; d++) {
+    for (uint32_t d = 1; d < 1000; d++) {
         relayi_cuda_divisor by = relayi_cuda_divide_by(d);
         for (uint32_t n = 0; n < 3 * d + 10; n++) CHECK(divide(n, by) == n / d);
         for (uint32_t turn = 1; turn <= 40; turn++) {

@@ -363,24 +363,27 @@ template <int D> DEVICE void complete_prompt(prompt_state<D> &state) {
 }
 
 /* Both consumers' states of the same rows become one: each ends with half of the dims, in `half`, and all of the
- * maxima and sums.  They tell each other through their own queries' memory. */
+ * maxima and sums.  They tell each other through their own queries' memory; `real`: some of the warp's rows are. */
 template <int D, int L>
-DEVICE void join_consumers(const hopper_params &p, const hopper_block<D, L> &b, int consumer, prompt_state<D> &state,
+DEVICE void join_consumers(const hopper_params &p, const hopper_block<D, L> &b, int consumer, bool real, prompt_state<D> &state,
                            float (&half)[D / 4]) {
     using S = hopper_sizes<D, L>;
     constexpr int both = HOPPER_CONSUMERS * 128;
     static_assert(128 * (D / 4) * 4 <= S::query, "room to join");
     int thread = threadIdx.x % 128;
-    float *mine = reinterpret_cast<float *>(b.memory + S::query_at + consumer * S::query) + thread;
-    const float *other = reinterpret_cast<const float *>(b.memory + S::query_at + (1 - consumer) * S::query) + thread;
+    float4 *mine = reinterpret_cast<float4 *>(b.memory + S::query_at + consumer * S::query) + thread;
+    const float4 *other = reinterpret_cast<const float4 *>(b.memory + S::query_at + (1 - consumer) * S::query) + thread;
     float4 *stats = reinterpret_cast<float4 *>(b.memory + S::stats_at);
-    float unit = p.scale * LOG2E, own[2], others[2];
+    float unit = p.scale * LOG2E, own[2], others[2], given[D / 4];
     meet(1 + consumer, 128); /* the queries are done with */
 #pragma unroll
     for (int i = 0; i < D / 4; i++) {
         half[i] = consumer == 0 ? state.acc[i] : state.acc[i + D / 4];
-        mine[i * 128] = consumer == 0 ? state.acc[i + D / 4] : state.acc[i];
+        given[i] = consumer == 0 ? state.acc[i + D / 4] : state.acc[i];
     }
+#pragma unroll
+    for (int i = 0; real && i < D / 16; i++)
+        mine[i * 128] = make_float4(given[i * 4], given[i * 4 + 1], given[i * 4 + 2], given[i * 4 + 3]);
     if (thread % 4 == 0) stats[consumer * 32 + thread / 4] = make_float4(state.max[0], state.sum[0], state.max[1], state.sum[1]);
     meet(3, both);
     float4 second = stats[(1 - consumer) * 32 + thread / 4];
@@ -394,7 +397,13 @@ DEVICE void join_consumers(const hopper_params &p, const hopper_block<D, L> &b, 
         state.sum[r] = state.sum[r] * own[r] + sums[r] * others[r];
     }
 #pragma unroll
-    for (int i = 0; i < D / 4; i++) half[i] = half[i] * own[i / 2 % 2] + other[i * 128] * others[i / 2 % 2];
+    for (int i = 0; real && i < D / 16; i++) {
+        float4 four = other[i * 128];
+        half[i * 4] = half[i * 4] * own[0] + four.x * others[0];
+        half[i * 4 + 1] = half[i * 4 + 1] * own[0] + four.y * others[0];
+        half[i * 4 + 2] = half[i * 4 + 2] * own[1] + four.z * others[1];
+        half[i * 4 + 3] = half[i * 4 + 3] * own[1] + four.w * others[1];
+    }
     meet(3, both);
 }
 
@@ -410,7 +419,7 @@ DEVICE void store_prompt(const hopper_params &p, const relayi_cuda_unit &unit, i
         float largest = largest_finite<N / 2>([&](int i) { return acc[i / 2 * 4 + r * 2 + i % 2]; });
         largest = fmaxf(largest, __shfl_xor_sync(0xFFFFFFFF, largest, 1));
         largest = fmaxf(largest, __shfl_xor_sync(0xFFFFFFFF, largest, 2));
-        state_scale scale(largest, state.sum[r] == 0.0f ? 0.0f : 1.0f / state.sum[r]);
+        state_scale scale(largest, state.sum[r] == 0.0f ? 0.0f : __fdividef(1.0f, state.sum[r]));
         if (row >= unit.rows) continue;
         uint4 *at = state_chunks<D>(p, to) + dim / 8 + lane % 4;
 #pragma unroll
@@ -468,8 +477,9 @@ template <typename T, int D, int L> DEVICE void consume(const hopper_params &p, 
         complete_prompt<D>(state);
         if (order.step == 2) {
             float half[D / 4];
-            join_consumers(p, b, consumer, state, half);
-            store_prompt<D>(p, unit, kv_head, 0, consumer * (D / 2), state, half);
+            bool real = uniform(static_cast<int>(threadIdx.x) % 128 / 32 * 16) < uniform(unit.rows);
+            join_consumers(p, b, consumer, real, state, half);
+            if (real) store_prompt<D>(p, unit, kv_head, 0, consumer * (D / 2), state, half);
         } else {
             meet(1 + consumer, 128); /* the queries are done with */
             store_prompt<D>(p, unit, kv_head, first, 0, state, state.acc);
