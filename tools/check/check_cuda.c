@@ -231,16 +231,20 @@ static void check_sizes(chk *c, cuda_lab *lab) {
 }
 
 /* So much of a prompt that a block of the Hopper kernel takes many of its tiles in one unit, of few rows and of many,
- * beside few and many tokens of the requests' own: each way of dividing its memory. */
+ * beside few and many tokens of the requests' own: each way of dividing its memory.  Then long requests that are cut into
+ * more parts than a warp merges at once: one row a block, which all warps merge, and more rows. */
 static void check_long_units(chk *c, cuda_lab *lab) {
-    static const struct { int32_t batch, own; } shapes[] = {{17, 40}, {17, 700}, {130, 40}, {130, 200}};
-    for (int64_t index = 0; index < 4; index++) {
+    static const struct { int32_t heads, kv_heads, head_dim, batch, prompt, own; } shapes[] = {
+        {16, 16, 128, 17, 4300, 40}, {16, 16, 128, 17, 4300, 700}, {16, 16, 128, 130, 4300, 40}, {16, 16, 128, 130, 4300, 200},
+        {8, 1, 128, 1, 0, 20000}, {8, 1, 128, 25, 0, 3000}, {4, 1, 64, 3, 0, 17000}, {7, 1, 64, 40, 0, 2000}};
+    for (int64_t index = 0; index < (int64_t)(sizeof shapes / sizeof *shapes); index++) {
         chk_case k = chk_case_defaults(case_seed(c, "cuda long", index));
-        k.attention.num_heads = k.attention.num_kv_heads = 16;
-        k.attention.head_dim = 128;
+        k.attention.num_heads = shapes[index].heads;
+        k.attention.num_kv_heads = shapes[index].kv_heads;
+        k.attention.head_dim = shapes[index].head_dim;
         k.attention.query_dtype = k.attention.kv_dtype = k.attention.output_dtype = halves[index % 2];
         k.strategy = RELAY_STRATEGY_RELAY;
-        chk_add_segment(&k, -1, 0, shapes[index].batch, RELAY_KV_PAGED, 4300);
+        if (shapes[index].prompt > 0) chk_add_segment(&k, -1, 0, shapes[index].batch, RELAY_KV_PAGED, shapes[index].prompt);
         for (int32_t r = 0; r < shapes[index].batch; r++) chk_add_request(&k, 1, RELAY_KV_PAGED, shapes[index].own + r % 7);
         check_case(c, lab, "long units", &k);
     }
