@@ -10,10 +10,10 @@ typedef struct spread_costs {
 static const spread_costs flat_costs = {1.0, 4.0}, tall_costs = {1.2, 2.5};
 #define STATE_COST 0.0003 /* of writing and merging one more state, all workers together */
 #define MOST_ROUNDS 3
-/* How much more than an even share a unit may take, in eighths: a little, so that rounds come out even; users' also much,
- * beside prompts that take longer anyway. */
+/* How much more than an even share a unit may take, in eighths: a little, so that rounds come out even; beside others that
+ * may take longer anyway, also much. */
 static const int32_t widths[] = {8, 9, 10, 11, 12, 13, 16, 24, 32};
-#define TALL_WIDTHS 6
+#define LITTLE_WIDTHS 6
 
 /* `beside`: time that others need anyway. */
 static double estimate(const relayi_cuda_load *load, const spread_costs *costs, int64_t steps, int64_t slots, double beside) {
@@ -39,7 +39,7 @@ int64_t relayi_cuda_spread(const relayi_cuda_load *load, bool tall, int64_t slot
     double least = load->cuts >= slots || load->alike ? estimate(load, costs, best, slots, beside) : 1e30;
     for (int rounds = 1; rounds <= MOST_ROUNDS; rounds++) {
         int64_t fair = (int64_t)(load->total / (double)(slots * rounds)) + 1;
-        for (size_t i = 0; i < (tall ? TALL_WIDTHS : sizeof widths / sizeof *widths); i++) {
+        for (size_t i = 0; i < (beside > 0.0 ? sizeof widths / sizeof *widths : LITTLE_WIDTHS); i++) {
             int64_t steps = fair * widths[i] / 8;
             if (steps < fewest) steps = fewest;
             if (steps > load->longest) steps = load->longest;

@@ -1,5 +1,6 @@
 /* relay check --device cuda: one graph, captured once from a plan with bounds, serves batches of other
- * sizes and lengths.  Every replay must give the bits that a plan of its own gives. */
+ * sizes and lengths.  Every replay must give the bits that a new plan gives, one with the same bounds: these decide how
+ * a batch is cut. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -14,7 +15,7 @@ typedef struct variant {
     relay_kv_span own[MOST_REQUESTS];
     relay_segment segment;
     relay_forest_desc desc;
-    char *output, *lse; /* what a plan of its own computes */
+    char *output, *lse; /* what a plan of its own, with the same bounds, computes */
 } variant;
 
 typedef struct replay {
@@ -72,12 +73,22 @@ static bool fetch(replay *r, char *output, char *lse) {
     return false;
 }
 
+static relay_plan_options bounds_of(const replay *r) {
+    relay_plan_options options = relay_plan_options_defaults();
+    options.strategy = RELAY_STRATEGY_RELAY;
+    options.max_requests = MOST_REQUESTS;
+    options.max_rows = (int32_t)chk_total_rows(r->host.plain);
+    options.max_depth = 1;
+    options.max_tokens = MOST_PROMPT + MOST_OWN;
+    options.max_blocks = r->host.num_blocks;
+    return options;
+}
+
 /* The answer by a plan that was made for this batch alone. */
 static bool answer(replay *r, variant *v) {
     relay_plan *plan = NULL;
-    relay_plan_options options = relay_plan_options_defaults();
+    relay_plan_options options = bounds_of(r);
     relay_run_args args;
-    options.strategy = RELAY_STRATEGY_RELAY; /* so that both plans choose the same kernel */
     v->output = malloc(r->host.output.buffer.bytes);
     v->lse = malloc(r->host.lse.buffer.bytes);
     bool ok = v->output != NULL && v->lse != NULL &&
@@ -88,17 +99,6 @@ static bool answer(replay *r, variant *v) {
               chk_ok(r->c, "relay_run", relay_run(plan, &args)) && fetch(r, v->output, v->lse);
     relay_plan_destroy(plan);
     return ok;
-}
-
-static relay_plan_options bounds_of(const replay *r) {
-    relay_plan_options options = relay_plan_options_defaults();
-    options.strategy = RELAY_STRATEGY_RELAY;
-    options.max_requests = MOST_REQUESTS;
-    options.max_rows = (int32_t)chk_total_rows(r->host.plain);
-    options.max_depth = 1;
-    options.max_tokens = MOST_PROMPT + MOST_OWN;
-    options.max_blocks = r->host.num_blocks;
-    return options;
 }
 
 static bool set(replay *r, const variant *v) {
