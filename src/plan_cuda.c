@@ -20,13 +20,13 @@ static const float token_cost[RELAYI_CUDA_NUM_SHAPES] = {1.0f, 1.6f, 3.0f};
 #define MIN_CHUNK 128
 #define MIN_SAVING 8000
 /* On the Hopper kernel, of all prompts together: bench/fit_cuda.py.  Prompts take time of their own, rows have more states
- * to merge, and requests' own tokens less memory on its way; rows of one head make the least of memory without prompts. */
-#define MIN_SAVING_HOPPER 20000
+ * to merge, and requests' own tokens less memory on its way; rows of one head make the least of memory without prompts.
+ * The first is three times what it is where nothing but this kernel runs: its code is longer than plain attention's, and
+ * between the layers of a model it comes from memory (docs/kernels/hopper.md). */
+#define MIN_SAVING_HOPPER 60000
 #define SAVING_PER_ROW 12 /* and query head */
 #define SAVING_PER_OWN 1.35
 #define SAVING_PER_OWN_ALONE 0.5 /* if a kv head has one query head */
-#define FEW_REQUESTS 4           /* which plain attention has to cut up */
-#define MIN_SAVING_FEW 16000
 #define EXTRA_STATES_PER_SLOT 256 /* states that cutting may add */
 #define EXTRA_UNITS_PER_SLOT 10   /* and units */
 
@@ -158,7 +158,6 @@ static void weigh_sharing(builder *b) {
     for (int32_t r = 0; r < b->content->num_requests; r++) own += (double)b->content->own[r].length * a->num_kv_heads;
     double least = MIN_SAVING_HOPPER + (double)SAVING_PER_ROW * b->num_rows * a->num_heads +
                    own * (b->plan->group == 1 ? SAVING_PER_OWN_ALONE : SAVING_PER_OWN);
-    if (b->content->num_requests <= FEW_REQUESTS && least > MIN_SAVING_FEW) least = MIN_SAVING_FEW;
     b->shares = total >= least;
 }
 

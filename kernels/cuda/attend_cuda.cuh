@@ -336,7 +336,7 @@ template <int D, int MT> DEVICE void complete_sums(row_state<D, MT> &state) {
 /* The lse of a state whose maximum is `top`: -INFINITY if nothing was seen, NaN if a NaN was. */
 DEVICE float lse_of(float top, float unit, float sum) {
     float shift = top == -CUDART_INF_F ? 0.0f : top * unit;
-    return sum == 0.0f ? -CUDART_INF_F : (shift + log2f(sum)) * LN2;
+    return sum == 0.0f ? -CUDART_INF_F : (shift + __log2f(sum)) * LN2;
 }
 
 /* ---- queries ------------------------------------------------------------- */

@@ -132,7 +132,7 @@ template <int D> struct merge_walk {
     DEVICE void fetch(merge_batch &batch, uint32_t *to) const {
         int lane = threadIdx.x % 32;
         if (batch.state >= 0) batch.stats = read_stats(p, batch.state);
-#pragma unroll 4
+#pragma unroll 1
         for (int i = 0; i < batch.count; i += together) {
             int part = i + lane / lanes, from = __shfl_sync(0xFFFFFFFF, batch.state, part % 32);
             if (part < batch.count)
@@ -162,7 +162,7 @@ template <int D> DEVICE void add_parts(int count, const uint32_t *parts, const f
     int lane = threadIdx.x % 32;
     const uint32_t *mine = parts + lane * (D / 64);
     const float *by = weights[lane / 16];
-#pragma unroll 4
+#pragma unroll 2
     for (int i = 0; i < count; i++) {
         uint32_t words[D / 64];
         if constexpr (D == 128) {
@@ -228,30 +228,34 @@ template <int D> DEVICE void join_warps(float *shared, int warp, merged<D> &m) {
 }
 
 /* A batch is added while the next one travels, and the one after that is looked for. */
-template <int D> DEVICE void merge_rows(const hopper_params &p, char *shared, merge_walk<D> &walk, merge_batch now, merge_batch next) {
+template <int D>
+DEVICE void merge_rows(const hopper_params &p, char *shared, merge_walk<D> &walk, merge_batch next, merge_batch ahead) {
     using S = hopper_merge_sizes<D>;
     const int warp = threadIdx.x / 32;
     uint32_t *memory = reinterpret_cast<uint32_t *>(shared) + warp * S::warp;
     float(*weights)[MERGE_BATCH] = reinterpret_cast<float(*)[MERGE_BATCH]>(memory + 2 * S::batch);
     merged<D> m;
     m.clear();
-    walk.fetch(now, memory);
+    merge_batch now = {};
 #pragma unroll 1
-    for (int i = 0; now.head >= 0; i++) {
-        walk.fetch(next, memory + (i + 1) % 2 * S::batch);
-        merge_batch ahead = walk.find();
-        weigh_parts(now, weights, m);
-        copies_wait<1>();
-        __syncwarp();
-        add_parts(now.count, memory + i % 2 * S::batch, weights, m);
-        __syncwarp();
-        if (now.last) {
-            if (walk.share.stride > 1) join_warps(reinterpret_cast<float *>(shared) + S::join_at, warp, m);
-            if (walk.share.part == 0) store_merged<D>(p, now.source, now.head, m);
-            m.clear();
+    for (int i = 0;; i++) {
+        walk.fetch(next, memory + i % 2 * S::batch);
+        if (i > 0) {
+            if (now.head < 0) return;
+            weigh_parts(now, weights, m);
+            copies_wait<1>();
+            __syncwarp();
+            add_parts(now.count, memory + (i + 1) % 2 * S::batch, weights, m);
+            __syncwarp();
+            if (now.last) {
+                if (walk.share.stride > 1) join_warps(reinterpret_cast<float *>(shared) + S::join_at, warp, m);
+                if (walk.share.part == 0) store_merged<D>(p, now.source, now.head, m);
+                m.clear();
+            }
         }
         now = next;
         next = ahead;
+        ahead = walk.find();
     }
 }
 
@@ -264,7 +268,12 @@ template <int D> DEVICE void finish(const hopper_params &p, char *shared) {
     if (first_warp) meet(HOPPER_STORED, MERGE_WARPS * 32); /* the block's states are written */
     else pass(HOPPER_STORED, MERGE_WARPS * 32);
     if (threadIdx.x == 0) meeting.arrive();
-    merge_batch now = walk.find(), next = walk.find();
+    merge_batch first = {}, second = {};
+#pragma unroll 1
+    for (int i = 0; i < 2; i++) {
+        first = second;
+        second = walk.find();
+    }
     if (threadIdx.x == 0) {
         meeting.await();
         /* the counters of work are back at 0 for the next run: nobody takes any more */
@@ -272,7 +281,7 @@ template <int D> DEVICE void finish(const hopper_params &p, char *shared) {
         if (blockIdx.x == 0) header->next = header->next_flat = 0;
     }
     meet(HOPPER_MERGE, MERGE_WARPS * 32);
-    merge_rows<D>(p, shared, walk, now, next);
+    merge_rows<D>(p, shared, walk, first, second);
 }
 
 #endif

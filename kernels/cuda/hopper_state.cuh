@@ -45,7 +45,7 @@ template <int N, typename F> DEVICE float largest_finite(F at) {
 #pragma unroll
     for (int i = 0; i < N; i++) top[i % 2] = fmaxf(top[i % 2], fabsf(at(i)));
     float largest = fmaxf(top[0], top[1]);
-    if (largest < CUDART_INF_F) return largest;
+    if (__builtin_expect(largest < CUDART_INF_F, 1)) return largest; /* the rest is laid aside: code is cold here */
     largest = 0.0f;
 #pragma unroll
     for (int i = 0; i < N; i++)
