@@ -26,6 +26,7 @@ static const float token_cost[RELAYI_CUDA_NUM_SHAPES] = {1.0f, 1.6f, 3.0f};
 #define MIN_SAVING_HOPPER 60000
 #define SAVING_PER_ROW 12 /* and query head */
 #define SAVING_PER_OWN 1.35
+#define MOST_OWN 131072 /* of own tokens that count: more of them keep memory busy either way */
 #define SAVING_PER_OWN_ALONE 0.5 /* if a kv head has one query head */
 #define EXTRA_STATES_PER_SLOT 256 /* states that cutting may add */
 #define EXTRA_UNITS_PER_SLOT 10   /* and units */
@@ -156,6 +157,7 @@ static void weigh_sharing(builder *b) {
     for (int32_t s = 0; s < b->content->num_segments; s++)
         if (saving_of(b, s) >= MIN_SAVING) total += (double)saving_of(b, s);
     for (int32_t r = 0; r < b->content->num_requests; r++) own += (double)b->content->own[r].length * a->num_kv_heads;
+    if (own > MOST_OWN) own = MOST_OWN;
     double least = MIN_SAVING_HOPPER + (double)SAVING_PER_ROW * b->num_rows * a->num_heads +
                    own * (b->plan->group == 1 ? SAVING_PER_OWN_ALONE : SAVING_PER_OWN);
     b->shares = total >= least;

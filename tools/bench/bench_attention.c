@@ -23,7 +23,7 @@ typedef struct settings {
     int device; /* 0 CPU, 1 CUDA */
     int32_t index, readings;
     uint32_t cuda_methods;
-    bool with_plan, ragged;
+    bool with_plan, ragged, always;
 } settings;
 
 typedef struct result {
@@ -241,7 +241,7 @@ static int run_anywhere(const settings *set) {
     if (shapes == NULL) return 1;
     bench_cuda_settings cuda = {.shapes = shapes, .num_shapes = count, .index = set->index, .readings = set->readings,
                                 .methods = set->cuda_methods, .json = set->json, .with_plan = set->with_plan, .ragged = set->ragged,
-                                .log = print_log};
+                                .always = set->always, .log = print_log};
     int code = set->device == 0 ? run_on_cpu(set, shapes, count) : bench_attention_cuda(&cuda);
     free(shapes);
     return code;
@@ -273,6 +273,7 @@ int bench_attention(int argc, char **argv) {
         {OPT_INT("readings", "N", &set.readings, 5, 10000, "CUDA: readings of which the median is shown")},
         {OPT_FLAG("ragged", &set.ragged,
                   "CUDA: prompts of 2/9 to 16/9 of --system tokens, requests of 1 to twice --user: the same in sum")},
+        {OPT_FLAG("always", &set.always, "CUDA: relay even where the plan says that it does not pay")},
         {OPT_FLAG("with-plan", &set.with_plan, "CUDA: time the copy of the work list too, as in a model's first layer")},
         {OPT_FLAG("json", &set.json, "one JSON object a line")},
     };
@@ -295,6 +296,7 @@ int bench_attention(int argc, char **argv) {
                                set.heads.items[i]);
     }
     if (set.device == 0 && set.ragged) return opt_mistake(&command, "--ragged: only with --device cuda");
+    if (set.device == 0 && set.always) return opt_mistake(&command, "--always: only with --device cuda");
     if (set.device == 1 && set.kv_dtype == 0) return opt_mistake(&command, "--kv-dtype f32: CUDA computes f16 and bf16");
     code = run_anywhere(&set);
     if (set.heads.items != default_heads) opt_strings_free(&set.heads);

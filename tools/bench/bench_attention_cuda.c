@@ -12,7 +12,7 @@ typedef struct cuda_result {
     relay_plan_info info;
     double seconds[2], limit, plan_seconds, update_seconds, error;
     bench_cuda_method method;
-    bool with_plan, ragged;
+    bool with_plan, ragged, always;
 } cuda_result;
 
 static double limit_of(const cuda_result *r, const relay_calibration *limits) {
@@ -31,14 +31,14 @@ static void print_json(const relay_device_info *device, const relay_calibration 
     char heads[32];
     snprintf(heads, sizeof heads, "%d/%d", r->shape.heads, r->shape.kv_heads);
     json_t *line = json_pack(
-        "{s:s, s:i, s:s, s:i, s:i, s:i, s:i, s:i, s:s, s:s, s:b, s:o, s:o, s:o, s:o, s:f, s:f, s:f, s:b, s:s, s:o, s:o, s:b, s:s}",
+        "{s:s, s:i, s:s, s:i, s:i, s:i, s:i, s:i, s:s, s:s, s:b, s:o, s:o, s:o, s:o, s:f, s:f, s:f, s:b, s:s, s:o, s:o, s:b, s:b, s:s}",
         "heads", heads, "head_dim", r->shape.head_dim, "kv_dtype", relay_dtype_name(r->shape.kv_dtype), "batch",
         r->shape.batch, "system", r->shape.system, "user", r->shape.user, "groups", r->shape.groups, "threads", 1,
         "device", "cuda", "method", method_names[r->method], "with_plan", r->with_plan, "relay_us",
         microseconds(r->seconds[0]), "plain_us", microseconds(r->seconds[1]), "private_us", json_null(), "limit_us",
         microseconds(r->limit), "read_gbps", limits->read_gbps, "peak_gflops", limits->bf16_gflops, "rel_error",
         r->error, "relay_used", r->info.relay_segments > 0, "kernel", r->info.kernel, "plan_us",
-        microseconds(r->plan_seconds), "plan_update_us", microseconds(r->update_seconds), "ragged", r->ragged, "processor",
+        microseconds(r->plan_seconds), "plan_update_us", microseconds(r->update_seconds), "ragged", r->ragged, "always", r->always, "processor",
         device->name);
     if (line == NULL) return;
     json_dumpf(line, stdout, JSON_REAL_PRECISION(5));
@@ -71,8 +71,8 @@ static bool measure(cuda_lab *lab, const bench_cuda_settings *set, const attenti
                     const relay_device_info *device, const relay_calibration *limits) {
     cuda_case k;
     cuda_result r = {.shape = *shape, .info = {.struct_size = sizeof r.info}, .with_plan = set->with_plan,
-                     .ragged = set->ragged};
-    if (!cuda_case_open(&k, lab, shape, set->ragged)) return false;
+                     .ragged = set->ragged, .always = set->always};
+    if (!cuda_case_open(&k, lab, shape, set->ragged, set->always)) return false;
     bool ok = relay_plan_get_info(k.plan[0], &r.info) == RELAY_OK;
     r.error = cuda_case_error(&k, 0);
     r.plan_seconds = cuda_case_time_build(&k, true);

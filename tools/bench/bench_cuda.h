@@ -20,16 +20,17 @@ typedef struct cuda_case {
     int64_t num_numbers;
     void *pool[2], *query, *output, *flush, *stream;
     bool ragged;           /* lengths about those of the shape: the same in sum */
+    bool always;           /* relay even where the plan would not */
     int32_t *tables;       /* blocks of the prompts, then of the users */
     int32_t *table_at;     /* [groups + batch + 1]: where each one's begin */
     int32_t num_blocks;
     relay_forest *forest;
-    relay_plan *plan[2];   /* relay (AUTO), plain */
+    relay_plan *plan[2];   /* relay (AUTO unless `always`), plain */
     void *workspace[2];
     size_t workspace_bytes[2];
 } cuda_case;
 
-bool cuda_case_open(cuda_case *k, cuda_lab *lab, const attention_shape *shape, bool ragged);
+bool cuda_case_open(cuda_case *k, cuda_lab *lab, const attention_shape *shape, bool ragged, bool always);
 void cuda_case_close(cuda_case *k);
 
 /* Captures `repeats` times (flush, then the work if `which` >= 0) into a graph; `flush`: whether. */
@@ -49,7 +50,7 @@ typedef struct bench_cuda_settings {
     int32_t num_shapes, index, readings;
     uint32_t methods;     /* bit i: bench_cuda_method i */
     bool json, with_plan; /* with_plan: the copy of the work list is timed too */
-    bool ragged;
+    bool ragged, always;
     relay_log_fn log;
 } bench_cuda_settings;
 

@@ -180,7 +180,7 @@ static relay_attention attention_of(const attention_shape *s) {
 static bool make_plan(cuda_case *k, int which) {
     relay_attention attention = attention_of(&k->shape);
     relay_plan_options options = relay_plan_options_defaults();
-    if (which == 1) options.strategy = RELAY_STRATEGY_PLAIN;
+    options.strategy = which == 1 ? RELAY_STRATEGY_PLAIN : k->always ? RELAY_STRATEGY_RELAY : RELAY_STRATEGY_AUTO;
     if (relay_plan_create(k->lab->device, &attention, &options, &k->plan[which]) != RELAY_OK ||
         relay_plan_build(k->plan[which], k->forest) != RELAY_OK)
         return false;
@@ -188,8 +188,8 @@ static bool make_plan(cuda_case *k, int which) {
     return take(k, &k->workspace[which], k->workspace_bytes[which]);
 }
 
-bool cuda_case_open(cuda_case *k, cuda_lab *lab, const attention_shape *shape, bool ragged) {
-    *k = (cuda_case){.lab = lab, .shape = *shape, .ragged = ragged};
+bool cuda_case_open(cuda_case *k, cuda_lab *lab, const attention_shape *shape, bool ragged, bool always) {
+    *k = (cuda_case){.lab = lab, .shape = *shape, .ragged = ragged, .always = always};
     if (draw(k) && make_tables(k) && make_memory(k) && make_forest(k) && make_plan(k, 0) && make_plan(k, 1)) return true;
     fprintf(stderr, "relay bench: the shape could not be set up\n");
     cuda_case_close(k);
