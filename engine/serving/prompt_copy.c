@@ -41,6 +41,7 @@ static bool fill(eng_prompt_set *set, const eng_kv_shape *shape, const eng_path 
     bool full;
     if (eng_prompt_set_filling(set) != NULL) return eng_fail(err, "copying a prompt: another is being computed");
     if (!eng_prompt_set_begin(set, to->steps[0].node, false, &full, err)) return false;
+    if (eng_prompt_set_filling(set) == NULL) return true; /* it has come from its file */
     if (copy_layers(eng_prompt_set_handle(set, from->steps[0].node), eng_prompt_set_filling(set), shape, err))
         return eng_prompt_set_filled(set, to->tokens, 0, err);
     eng_prompt_set_abandon(set);

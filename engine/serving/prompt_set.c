@@ -164,6 +164,27 @@ static eng_path ancestors(const eng_prompt_set *set, int32_t node) {
     return eng_trie_path(&set->trie, set->trie.nodes[node].parent);
 }
 
+#define MOST_TURNS 1000 /* an end, should somebody else be building the same prompt */
+
+/* Where prefetch is looking for the node's file at this moment, its key is taken: `acquire` waits for that.  RELAY_OK with
+ * `*found`: the file has come since it was last looked for, and the node is there. */
+static relay_status begin_entry(eng_prompt_set *set, node_state *node, int32_t tokens, bool *found) {
+    relay_status status = RELAY_ALREADY_EXISTS;
+    *found = false;
+    for (int32_t turn = 0; status == RELAY_ALREADY_EXISTS && turn < MOST_TURNS; turn++) {
+        status = relay_prompt_cache_begin(set->cache, node->key, tokens, &node->handle);
+        if (status == RELAY_CACHE_FULL) {
+            release_idle(set);
+            status = relay_prompt_cache_begin(set->cache, node->key, tokens, &node->handle);
+        }
+        if (status != RELAY_ALREADY_EXISTS) break;
+        status = acquire(set, node);
+        *found = status == RELAY_OK;
+        if (status == RELAY_NOT_FOUND) status = RELAY_ALREADY_EXISTS;
+    }
+    return status;
+}
+
 bool eng_prompt_set_begin(eng_prompt_set *set, int32_t node, bool busy, bool *full, eng_error *err) {
     *full = false;
     if (set->nodes[node].handle != NULL) return eng_fail(err, "the system prompt's K/V are there already");
@@ -172,20 +193,16 @@ bool eng_prompt_set_begin(eng_prompt_set *set, int32_t node, bool busy, bool *fu
     if (eng_prompt_set_pin(set, &above, &missing, err) != ENG_PROMPT_READY)
         return eng_fail(err, "the system prompt's K/V: a part that it stands on is gone");
     const eng_trie_node *range = &set->trie.nodes[node];
-    node_state *state = &set->nodes[node];
-    relay_status status = relay_prompt_cache_begin(set->cache, state->key, range->end - range->start, &state->handle);
-    if (status == RELAY_CACHE_FULL) {
-        release_idle(set);
-        status = relay_prompt_cache_begin(set->cache, state->key, range->end - range->start, &state->handle);
-    }
-    if (status == RELAY_OK) {
+    bool found;
+    relay_status status = begin_entry(set, &set->nodes[node], range->end - range->start, &found);
+    if (status == RELAY_OK && !found) {
         set->filling = node;
         set->filled = 0;
         return true;
     }
     eng_prompt_set_unpin(set, &above);
     *full = status == RELAY_CACHE_FULL && busy;
-    return *full || fail_cache(status, err);
+    return found || *full || fail_cache(status, err);
 }
 
 relay_prompt *eng_prompt_set_filling(const eng_prompt_set *set) {

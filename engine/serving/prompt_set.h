@@ -61,7 +61,8 @@ void eng_prompt_set_unpin(eng_prompt_set *set, const eng_path *path);
 /* ---- computing a node, one at a time ---- */
 
 /* Starts to fill a node whose ancestors are ready and pins those.  `busy`: requests hold prompts that
- * will come free, so that a full cache is *full rather than a failure. */
+ * will come free, so that a full cache is *full rather than a failure.  Nothing is being filled afterwards if it is full,
+ * or if the node has come from its file meanwhile: pin it. */
 bool eng_prompt_set_begin(eng_prompt_set *set, int32_t node, bool busy, bool *full, eng_error *err);
 
 /* The node being filled: its handle, and the path that its next tokens stand on (ancestors and what

@@ -173,22 +173,24 @@ static bool busy(const eng_scheduler *s) {
     return s->num_running > 0 || eng_prompt_set_filling(s->options.prompts) != NULL;
 }
 
-/* Starts on a node that a request waits for, unless another is being filled. */
+/* Starts on a node that a request waits for, unless another is being filled.  ADMITTED: it has come meanwhile. */
 static admission begin_filling(eng_scheduler *s, eng_request *r, int32_t node) {
-    bool full;
+    bool full = false;
     if (eng_prompt_set_filling(s->options.prompts) != NULL) return PROMPT_MISSING;
     if (!eng_prompt_set_begin(s->options.prompts, node, busy(s), &full, &r->error)) return ADMISSION_FAILED;
-    return PROMPT_MISSING;
+    return full || eng_prompt_set_filling(s->options.prompts) != NULL ? PROMPT_MISSING : ADMITTED;
 }
 
 static admission pin_path(eng_scheduler *s, eng_request *r) {
-    int32_t node;
-    if (r->pinned) return ADMITTED;
-    switch (eng_prompt_set_pin(s->options.prompts, &r->path, &node, &r->error)) {
-    case ENG_PROMPT_READY: r->pinned = true; return ADMITTED;
-    case ENG_PROMPT_MISSING: return begin_filling(s, r, node);
-    default: return ADMISSION_FAILED;
+    admission result = ADMITTED;
+    while (!r->pinned && result == ADMITTED) {
+        int32_t node;
+        eng_prompt_state state = eng_prompt_set_pin(s->options.prompts, &r->path, &node, &r->error);
+        r->pinned = state == ENG_PROMPT_READY;
+        if (state == ENG_PROMPT_FAILED) result = ADMISSION_FAILED;
+        if (state == ENG_PROMPT_MISSING) result = begin_filling(s, r, node);
     }
+    return result;
 }
 
 /* Beside others, a newcomer that will grow leaves one page free: without it, it would soon be sent back. */
