@@ -1,34 +1,43 @@
-"""Finds from a grid of `relay bench attention --device cuda --json` what sharing has to save to pay.
+"""Compares what the plan decides about sharing on the Hopper kernel with what was measured.
 
-    python3 bench/fit_cuda.py bench/results/h200/grid.jsonl
+    python3 bench/fit_cuda.py bench/results/h200/sharing.jsonl
 
-A part of its own costs a segment a few microseconds, whatever its length; what it saves grows with the tokens
-of one kv head that are not read again: (requests - 1) * tokens * kv heads.  Prints the shapes by that number,
-and the least number from which on no shape was slower than plain attention: MIN_SAVING_HOPPER of src/plan_cuda.c.
+The input is of `relay bench attention --device cuda --json --always`: sharing, also where it does not pay, beside plain
+attention. What sharing saves is (requests - 1) * prompt tokens * kv heads; it has to exceed a sum that src/plan_cuda.c,
+weigh_sharing(), makes of the same numbers as least() here. Prints where the decision costs time, and how much: sharing
+that is slower than plain attention, and sharing left out that would be faster.
 """
 
 import json
 import pathlib
 import sys
 
-NOISE = 1.02  # of two medians
+MIN_SAVING, PER_ROW, MOST_OWN = 60000, 12, 131072
+NOISE, LOST = 1.02, 0.88
+
+
+def least(heads, kv_heads, batch, user):
+    own = min(batch * user * kv_heads, MOST_OWN)
+    return MIN_SAVING + PER_ROW * batch * heads + own * (0.5 if heads == kv_heads else 1.35)
 
 
 def main():
     points = [json.loads(line) for line in pathlib.Path(sys.argv[1]).read_text().splitlines()]
-    rows = []
+    shared = slower = lost = 0
     for p in points:
-        if p["method"] == "gd" and p["relay_used"]:
-            saved = (p["batch"] // p["groups"] - 1) * p["system"] * int(p["heads"].split("/")[1]) * p["groups"]
-            rows.append((saved, p["relay_us"] / p["plain_us"], p))
-    rows.sort(key=lambda row: row[0])
-    least = 0
-    for saved, ratio, p in rows:
-        if ratio > NOISE:
-            least = saved + 1
-        if saved < 150000:
-            print(f'{saved:8d} {ratio:6.3f}  {p["heads"]} B{p["batch"]} S{p["system"]} U{p["user"]}')
-    print(f"no shape that saves {least} or more is slower")
+        if p["method"] != "gd" or not p["relay_used"]:
+            continue
+        heads, kv_heads = (int(n) for n in p["heads"].split("/"))
+        saved = (p["batch"] // p["groups"] - 1) * p["system"] * kv_heads * p["groups"]
+        decided, ratio = saved >= least(heads, kv_heads, p["batch"], p["user"]), p["relay_us"] / p["plain_us"]
+        shared += decided
+        slower += decided and ratio > NOISE
+        lost += not decided and ratio < LOST
+        if (decided and ratio > NOISE) or (not decided and ratio < LOST):
+            print(f'{"shared" if decided else "plain "} {saved:7d} relay / plain {ratio:.2f}  '
+                  f'{p["heads"]} B{p["batch"]} S{p["system"]} U{p["user"]}')
+    print(f"{shared} of {len(points)} shared; {slower} of them slower than plain attention by more than "
+          f"{NOISE - 1:.0%}; {lost} left out that would be {1 - LOST:.0%} faster or more")
 
 
 main()
