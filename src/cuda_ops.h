@@ -123,13 +123,14 @@ typedef struct relayi_cuda_kv {
 } relayi_cuda_kv;
 
 /* n / d for n < 2^31, where a division's 25 instructions would be waited for: (high half of n * multiplier, plus n)
- * shifted right (Granlund and Montgomery, 1994). */
+ * shifted right (Granlund and Montgomery, 1994).  0, which nothing is divided by, counts as 1. */
 typedef struct relayi_cuda_divisor {
     uint32_t multiplier, shift;
 } relayi_cuda_divisor;
 
 static inline relayi_cuda_divisor relayi_cuda_divide_by(uint32_t d) {
-    relayi_cuda_divisor by = {0, 0};
+    relayi_cuda_divisor by = {1, 0};
+    if (d <= 1) return by;
     while (((uint64_t)1 << by.shift) < d) by.shift++;
     by.multiplier = (uint32_t)(((((uint64_t)1 << by.shift) - d) << 32) / d + 1);
     return by;

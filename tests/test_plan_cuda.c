@@ -888,6 +888,7 @@ static void test_divisors(void) {
         }
         CHECK(divide(INT32_MAX, by) == INT32_MAX / d);
     }
+    CHECK(divide(12345, relayi_cuda_divide_by(0)) == 12345); /* of a forest that was never set: no crash */
     static const uint32_t large[] = {65535, 65536, 65537, 1u << 30, (1u << 30) + 1, INT32_MAX - 1, INT32_MAX};
     for (size_t i = 0; i < sizeof large / sizeof *large; i++) {
         relayi_cuda_divisor by = relayi_cuda_divide_by(large[i]);

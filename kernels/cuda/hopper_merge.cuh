@@ -84,10 +84,10 @@ DEVICE void touch_rows(const hopper_params &p) {
 
 /* Up to MERGE_BATCH parts of a pair; lane i knows part i. */
 struct merge_batch {
-    int row, head, source, count; /* head -1: none; count: of parts */
-    bool last;                    /* of its pair */
-    int state;                    /* the lane's part; -1: it has none.  (2^31 states would be 500 GB.) */
-    state_stats stats;            /* its own, once the batch travels */
+    int head, source, count; /* head -1: none; count: of parts */
+    bool last;               /* of its pair */
+    int state;               /* the lane's part; -1: it has none.  (2^31 states would be 500 GB.) */
+    state_stats stats;       /* its own, once the batch travels */
 };
 
 /* Where a warp's work stands. */
@@ -101,12 +101,12 @@ template <int D> struct merge_walk {
 
     /* The next batch: where its parts lie. */
     DEVICE merge_batch find() {
-        merge_batch batch = {0, -1, 0, 0, true, -1, {-CUDART_INF_F, 0}};
+        merge_batch batch = {-1, 0, 0, true, -1, {-CUDART_INF_F, 0}};
         if (share.pair >= share.end) return batch;
-        batch.row = divide(share.pair, p.by_heads);
-        batch.head = share.pair - batch.row * p.heads;
+        int row = divide(share.pair, p.by_heads);
+        batch.head = share.pair - row * p.heads;
         int kv_head = divide(batch.head, p.by_group), mine = next + static_cast<int>(threadIdx.x % 32) * share.stride, parts = 0;
-        const relayi_cuda_row of = section_of<relayi_cuda_row>(p, p.rows)[batch.row];
+        const relayi_cuda_row of = section_of<relayi_cuda_row>(p, p.rows)[row];
         const relayi_cuda_run *runs = section_of<relayi_cuda_run>(p, p.runs) + of.first_run;
 #pragma unroll 1
         for (int i = 0; i < of.num_runs; i++) {
@@ -115,7 +115,7 @@ template <int D> struct merge_walk {
             parts += run.chunks;
             if (chunk < 0 || chunk >= run.chunks) continue;
             batch.state = static_cast<int>(run.base) + (chunk * p.kv_heads + kv_head) * run.rows * p.group +
-                          (batch.row - run.row_begin) * p.group + batch.head - kv_head * p.group;
+                          (row - run.row_begin) * p.group + batch.head - kv_head * p.group;
         }
         int left = next < parts ? (parts - next + share.stride - 1) / share.stride : 0;
         batch.source = of.source;
