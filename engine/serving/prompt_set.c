@@ -127,6 +127,14 @@ static relay_status acquire(eng_prompt_set *set, node_state *node) {
     return relay_prompt_cache_acquire(set->cache, node->key, &node->handle);
 }
 
+/* Likewise. */
+static relay_status begin(eng_prompt_set *set, node_state *node, int32_t tokens) {
+    relay_status status = relay_prompt_cache_begin(set->cache, node->key, tokens, &node->handle);
+    if (status != RELAY_CACHE_FULL) return status;
+    release_idle(set);
+    return relay_prompt_cache_begin(set->cache, node->key, tokens, &node->handle);
+}
+
 static void unpin_first(eng_prompt_set *set, const eng_path *path, int32_t count) {
     for (int32_t i = 0; i < count; i++) set->nodes[path->steps[i].node].users--;
 }
@@ -168,21 +176,16 @@ static eng_path ancestors(const eng_prompt_set *set, int32_t node) {
 
 /* Where prefetch is looking for the node's file at this moment, its key is taken: `acquire` waits for that.  RELAY_OK with
  * `*found`: the file has come since it was last looked for, and the node is there. */
-static relay_status begin_entry(eng_prompt_set *set, node_state *node, int32_t tokens, bool *found) {
-    relay_status status = RELAY_ALREADY_EXISTS;
+static relay_status begin_or_find(eng_prompt_set *set, node_state *node, int32_t tokens, bool *found) {
     *found = false;
-    for (int32_t turn = 0; status == RELAY_ALREADY_EXISTS && turn < MOST_TURNS; turn++) {
-        status = relay_prompt_cache_begin(set->cache, node->key, tokens, &node->handle);
-        if (status == RELAY_CACHE_FULL) {
-            release_idle(set);
-            status = relay_prompt_cache_begin(set->cache, node->key, tokens, &node->handle);
-        }
-        if (status != RELAY_ALREADY_EXISTS) break;
+    for (int32_t turn = 0; turn < MOST_TURNS; turn++) {
+        relay_status status = begin(set, node, tokens);
+        if (status != RELAY_ALREADY_EXISTS) return status;
         status = acquire(set, node);
         *found = status == RELAY_OK;
-        if (status == RELAY_NOT_FOUND) status = RELAY_ALREADY_EXISTS;
+        if (status != RELAY_NOT_FOUND) return status;
     }
-    return status;
+    return RELAY_ALREADY_EXISTS;
 }
 
 bool eng_prompt_set_begin(eng_prompt_set *set, int32_t node, bool busy, bool *full, eng_error *err) {
@@ -194,7 +197,7 @@ bool eng_prompt_set_begin(eng_prompt_set *set, int32_t node, bool busy, bool *fu
         return eng_fail(err, "the system prompt's K/V: a part that it stands on is gone");
     const eng_trie_node *range = &set->trie.nodes[node];
     bool found;
-    relay_status status = begin_entry(set, &set->nodes[node], range->end - range->start, &found);
+    relay_status status = begin_or_find(set, &set->nodes[node], range->end - range->start, &found);
     if (status == RELAY_OK && !found) {
         set->filling = node;
         set->filled = 0;
