@@ -4,21 +4,27 @@
 
 The input is of `relay bench attention --device cuda --json --always`: sharing, also where it does not pay, beside plain
 attention. What sharing saves is (requests - 1) * prompt tokens * kv heads; it has to exceed a sum that src/plan_cuda.c,
-weigh_sharing(), makes of the same numbers as least() here. Prints where the decision costs time, and how much: sharing
+weigh_sharing(), makes of the same numbers as least() here, with the constants that stand there. Prints where the decision costs time, and how much: sharing
 that is slower than plain attention, and sharing left out that would be faster.
 """
 
 import json
 import pathlib
+import re
 import sys
 
-MIN_SAVING, PER_ROW, MOST_OWN = 60000, 12, 131072
+PLAN = (pathlib.Path(__file__).parent.parent / "src" / "plan_cuda.c").read_text()
 NOISE, LOST = 1.02, 0.88
 
 
+def constant(name):
+    return float(re.search(rf"#define {name} ([0-9.]+)", PLAN).group(1))
+
+
 def least(heads, kv_heads, batch, user):
-    own = min(batch * user * kv_heads, MOST_OWN)
-    return MIN_SAVING + PER_ROW * batch * heads + own * (0.5 if heads == kv_heads else 1.35)
+    own = min(batch * user * kv_heads, constant("MOST_OWN"))
+    per_own = constant("SAVING_PER_OWN_ALONE" if heads == kv_heads else "SAVING_PER_OWN")
+    return constant("MIN_SAVING_HOPPER") + constant("SAVING_PER_ROW") * batch * heads + own * per_own
 
 
 def main():

@@ -140,13 +140,15 @@ template <typename E> DEVICE const E *section_of(const relayi_cuda_params &p, ui
     return reinterpret_cast<const E *>(static_cast<const char *>(p.list) + offset);
 }
 
+/* Unit and kv head of work number `work`, a unit's kv heads side by side.  A pair's two units take turns: of those, the kv
+ * head of work / 2. */
+DEVICE uint32_t unit_of(const hopper_params &p, uint32_t work) { return divide(work, p.by_kv_heads); }
+DEVICE int head_of(const hopper_params &p, uint32_t work) { return static_cast<int>(work - unit_of(p, work) * p.kv_heads); }
+DEVICE uint32_t paired_unit_of(const hopper_params &p, uint32_t work) { return unit_of(p, work / 2) * 2 + work % 2; }
+
 /* The list's entry of FLAT work number `work`. */
 DEVICE const relayi_cuda_unit *flat_entry(const hopper_params &p, uint32_t work) {
-    return section_of<relayi_cuda_unit>(p, p.units) + (p.unit_room - 1 - static_cast<int>(divide(work, p.by_kv_heads)));
-}
-/* Its kv head. */
-DEVICE int flat_head(const hopper_params &p, uint32_t work) {
-    return static_cast<int>(work - divide(work, p.by_kv_heads) * p.kv_heads);
+    return section_of<relayi_cuda_unit>(p, p.units) + (p.unit_room - 1 - static_cast<int>(unit_of(p, work)));
 }
 DEVICE bool in_room(const hopper_params &p, uint32_t work) { return work < static_cast<uint32_t>(p.unit_room) * p.kv_heads; }
 
@@ -178,7 +180,7 @@ struct first_unit {
         work = blockIdx.x + (users ? gridDim.x * static_cast<uint32_t>(user) : 0);
         word = 0;
         if ((lane >= 16 && !clustered) || !in_room(p, work)) return;
-        uint32_t unit = lane < 16 ? divide(work, p.by_kv_heads) : divide(work / 2, p.by_kv_heads) * 2 + work % 2;
+        uint32_t unit = lane < 16 ? unit_of(p, work) : paired_unit_of(p, work);
         if (unit >= static_cast<uint32_t>(p.unit_room)) return;
         const relayi_cuda_unit *entry = users ? flat_entry(p, work) : section_of<relayi_cuda_unit>(p, p.units) + unit;
         word = reinterpret_cast<const uint32_t *>(entry)[lane % 16];

@@ -93,13 +93,11 @@ template <bool PAIRED> struct work_taker {
     uint32_t paired; /* pieces of work, of all blocks */
 
     DEVICE bool pair(uint32_t work) const { return PAIRED && work < paired; }
-    /* As RELAYI_CUDA_PAIRED_UNIT and _HEAD say of a pair's. */
     DEVICE uint32_t unit(const hopper_params &p, uint32_t work) const {
-        return pair(work) ? divide(work / 2, p.by_kv_heads) * 2 + work % 2 : divide(work, p.by_kv_heads);
+        return pair(work) ? paired_unit_of(p, work) : unit_of(p, work);
     }
     DEVICE int kv_head(const hopper_params &p, uint32_t work) const {
-        uint32_t n = pair(work) ? work / 2 : work;
-        return static_cast<int>(n - divide(n, p.by_kv_heads) * p.kv_heads);
+        return head_of(p, pair(work) ? work / 2 : work);
     }
     /* The one after `work`; in the first lane. */
     DEVICE uint32_t next(const hopper_params &p, uint32_t work) const {

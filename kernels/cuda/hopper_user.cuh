@@ -77,7 +77,7 @@ template <int D, int L> struct user_feed {
         walk.begin(p, *unit, 0, PAGE);
         find_pages();
         if (lane() > 0) return;
-        unit->shape = flat_head(p, coming);
+        unit->shape = head_of(p, coming);
         asked = p.flat_slots + atomicAdd(&static_cast<relayi_cuda_header *>(p.list)->next_flat, 1u);
     }
     DEVICE bool ready() const { return barrier_test(b.user_empty(warp(), stage), phase ^ 1); }
@@ -379,8 +379,8 @@ DEVICE void attend_users(const hopper_params &p, const hopper_block<D, L> &b, in
     await_ready(HOPPER_USERS, S::user_warps * 32);
     if (first.work >= flat_total(p)) return;
     const relayi_cuda_unit of = first.unit(); /* its rows, without waiting for its pages */
-    load_user_query<D>(p, of, flat_head(p, first.work), query);
-    user_rows rows = rows_of(p, of, flat_head(p, first.work));
+    load_user_query<D>(p, of, head_of(p, first.work), query);
+    user_rows rows = rows_of(p, of, head_of(p, first.work));
     state.clear();
 #pragma unroll 1
     for (;;) {

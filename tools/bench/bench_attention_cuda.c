@@ -12,7 +12,7 @@ typedef struct cuda_result {
     relay_plan_info info;
     double seconds[2], limit, plan_seconds, update_seconds, error;
     bench_cuda_method method;
-    bool with_plan, ragged, always;
+    const bench_cuda_settings *set;
 } cuda_result;
 
 static double limit_of(const cuda_result *r, const relay_calibration *limits) {
@@ -34,12 +34,12 @@ static void print_json(const relay_device_info *device, const relay_calibration 
         "{s:s, s:i, s:s, s:i, s:i, s:i, s:i, s:i, s:s, s:s, s:b, s:o, s:o, s:o, s:o, s:f, s:f, s:f, s:b, s:s, s:o, s:o, s:b, s:b, s:s}",
         "heads", heads, "head_dim", r->shape.head_dim, "kv_dtype", relay_dtype_name(r->shape.kv_dtype), "batch",
         r->shape.batch, "system", r->shape.system, "user", r->shape.user, "groups", r->shape.groups, "threads", 1,
-        "device", "cuda", "method", method_names[r->method], "with_plan", r->with_plan, "relay_us",
+        "device", "cuda", "method", method_names[r->method], "with_plan", r->set->with_plan, "relay_us",
         microseconds(r->seconds[0]), "plain_us", microseconds(r->seconds[1]), "private_us", json_null(), "limit_us",
         microseconds(r->limit), "read_gbps", limits->read_gbps, "peak_gflops", limits->bf16_gflops, "rel_error",
         r->error, "relay_used", r->info.relay_segments > 0, "kernel", r->info.kernel, "plan_us",
-        microseconds(r->plan_seconds), "plan_update_us", microseconds(r->update_seconds), "ragged", r->ragged, "always", r->always, "processor",
-        device->name);
+        microseconds(r->plan_seconds), "plan_update_us", microseconds(r->update_seconds), "ragged",
+        r->set->ragged, "always", r->set->always, "processor", device->name);
     if (line == NULL) return;
     json_dumpf(line, stdout, JSON_REAL_PRECISION(5));
     putchar('\n');
@@ -70,8 +70,7 @@ static void print_row(const cuda_result *r) {
 static bool measure(cuda_lab *lab, const bench_cuda_settings *set, const attention_shape *shape,
                     const relay_device_info *device, const relay_calibration *limits) {
     cuda_case k;
-    cuda_result r = {.shape = *shape, .info = {.struct_size = sizeof r.info}, .with_plan = set->with_plan,
-                     .ragged = set->ragged, .always = set->always};
+    cuda_result r = {.shape = *shape, .info = {.struct_size = sizeof r.info}, .set = set};
     if (!cuda_case_open(&k, lab, shape, set->ragged, set->always)) return false;
     bool ok = relay_plan_get_info(k.plan[0], &r.info) == RELAY_OK;
     r.error = cuda_case_error(&k, 0);
